@@ -1,0 +1,59 @@
+# make run     the daemon on this machine, with real VMs (embedded libvirt)
+# make test    every test
+# The first of either sets the machine up; see README.md for the others.
+
+PYTHON := .venv/bin/python
+STATE_DIR ?= /var/tmp/vmstack
+TRACES ?= ../shared/reference/t*.jsonl
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build run purge test test-fast check format demo bench conformance topologies clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+CORE := $(shell find core -name '*.py' -o -name '*.pyx') setup.py pyproject.toml constraints.txt tools/setup
+
+.venv/ready: $(CORE)
+	tools/setup
+	touch $@
+
+setup: .venv/ready  ## system packages, virtual environment, compiled core
+
+build: .venv/ready  ## the compiled core
+
+run: .venv/ready  ## vmstackd with real VMs, HTTP on 127.0.0.1:8099; Ctrl-C ends it, VMs run on
+	@$(PYTHON) -m vmstackd.embedded run $(STATE_DIR)
+
+purge: .venv/ready  ## end the VMs of make run and delete their state
+	@$(PYTHON) -m vmstackd.embedded purge $(STATE_DIR)
+
+test: .venv/ready  ## every test; what this machine cannot run is skipped by name
+	$(PYTHON) -m pytest
+
+test-fast: .venv/ready  ## the tests without real VMs, in under a minute
+	$(PYTHON) -m pytest -q -m 'not real'
+
+check: .venv/ready  ## format, lint, types
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+format: .venv/ready  ## rewrite the sources as make check wants them
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+demo: .venv/ready  ## a simulated EPYC 7662 with three levels, drawn
+	@$(PYTHON) -m benchmarks.demo
+
+bench: .venv/ready  ## decision times, memory, start-up, overhead over libvirt
+	$(PYTHON) -m benchmarks
+
+conformance: .venv/ready  ## replay recorded decisions: make conformance TRACES="FILES"
+	@$(PYTHON) -m tests.conformance $(TRACES)
+
+topologies: .venv/ready  ## rewrite topologies/*.json from facts
+	tools/topologies
+
+clean:  ## remove everything that was built
+	rm -rf .venv build dist *.egg-info core/*.so core/policy/*.so

@@ -1,0 +1,20 @@
+"""Compiles core/ with Cython; everything else about the package is in pyproject.toml."""
+
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+SOURCES = sorted(str(path) for pattern in ("*.py", "*.pyx") for path in Path("core").rglob(pattern))
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(source.rpartition(".")[0].replace("/", "."), [source], extra_compile_args=["-O3"])
+            for source in SOURCES
+            if not source.endswith("__init__.py")
+        ],
+        build_dir="build/cython",
+        compiler_directives={"language_level": 3, "annotation_typing": False, "embedsignature": True},
+    )
+)

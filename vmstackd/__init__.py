@@ -1,0 +1,1 @@
+"""The host daemon: carries out what ``core`` decides, and answers requests."""

@@ -1,0 +1,1 @@
+"""Requests, replies and errors: the same for every transport. Importable without libvirt or sdbus."""

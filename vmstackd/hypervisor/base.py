@@ -1,0 +1,106 @@
+"""What the engine needs of a hypervisor. The engine decides; a hypervisor only carries out and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from core.model import Vm
+
+
+class HypervisorError(Exception):
+    """The hypervisor refused or failed; nothing has changed. The text is its own reason."""
+
+
+class HypervisorUnreachable(HypervisorError):
+    """The link is down or broke during the call: whether the call took effect is unknown."""
+
+
+class VmMissing(HypervisorError):
+    """The hypervisor has no VM of this name."""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What vmstack writes into the metadata of a VM, and trusts only after checking.
+
+    level in thousandths. cpus: the subset of the level in attribution order when the record was
+    written; generation: of the host state then, so that the highest one tells the subset.
+    arrival: generation at which the VM was placed.
+    """
+
+    level: int
+    vcpus: int
+    memory_mib: int
+    image: str
+    cpus: tuple[int, ...]
+    generation: int
+    arrival: int
+
+
+class VmDefinition(msgspec.Struct, frozen=True):
+    """A VM to start: pinned to record.cpus from its first instant."""
+
+    vm: Vm
+    record: Record
+
+
+class ObservedVm(msgspec.Struct, frozen=True):
+    """A VM as the hypervisor has it now.
+
+    pinned: CPUs that its vCPUs are really allowed on (the union over its vCPUs); empty when not running.
+    record: ours, None if absent or malformed. foreign_level: the prototype's metadata, in thousandths.
+    """
+
+    name: str
+    uuid: str
+    running: bool
+    vcpus: int
+    memory_mib: int
+    pinned: frozenset[int]
+    record: Record | None = None
+    foreign_level: int | None = None
+
+
+class HypervisorEvent(msgspec.Struct, frozen=True):
+    """changed: something happened to this VM. lost, restored: the link to the hypervisor."""
+
+    kind: Literal["changed", "lost", "restored"]
+    vm: str = ""
+    reason: str = ""
+
+
+class Hypervisor(Protocol):
+    """One connection to VMs. Calls may run at the same time; none blocks the event loop.
+
+    Each raises HypervisorUnreachable when the link is down, HypervisorError when the hypervisor
+    refuses, and VmMissing where it has no such VM.
+    """
+
+    uri: str
+
+    async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
+        """Connect. on_event is called in the event loop from then on; after "lost" the hypervisor
+        reconnects by itself, registers for events again, and says "restored"."""
+
+    async def close(self) -> None:
+        """Disconnect; VMs keep running. No event afterwards."""
+
+    async def check_image(self, image: str) -> str:
+        """The path to use for a disk image, links resolved. Raises api.errors.InvalidRequest."""
+
+    async def observe(self, names: Iterable[str] | None = None) -> list[ObservedVm]:
+        """All VMs, or those of these names that exist; defined ones that do not run included."""
+
+    async def create(self, definition: VmDefinition) -> None:
+        """Start a new VM and keep its definition. After an error it does not exist."""
+
+    async def destroy(self, name: str) -> None:
+        """Stop a VM and forget its definition; its disk stays."""
+
+    async def pin(self, name: str, cpus: Sequence[int]) -> frozenset[int]:
+        """Allow every vCPU and the emulator on exactly these CPUs; returns what is read back."""
+
+    async def write_record(self, name: str, record: Record) -> None:
+        """Replace the record in the VM's metadata."""
