@@ -264,9 +264,7 @@ def _next(
     )
 
 
-def _replaced(
-    subsets: tuple[Subset, ...], old: Subset | None, new: Subset | None
-) -> tuple[Subset, ...]:
+def _replaced(subsets: tuple[Subset, ...], old: Subset | None, new: Subset | None) -> tuple[Subset, ...]:
     if old is None:
         return subsets if new is None else (*subsets, new)
     if new is None:

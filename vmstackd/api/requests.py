@@ -103,9 +103,7 @@ def _check_size(vcpus: int, memory_mib: int, level: int) -> None:
     if not 1 <= memory_mib <= MAX_MEMORY_MIB:
         raise InvalidRequest(f"memory: must be from 1 to {MAX_MEMORY_MIB} MiB", field="memory")
     if not LOWEST <= level <= HIGHEST:
-        raise InvalidRequest(
-            f"level: must be from {format_level(LOWEST)} to {format_level(HIGHEST)}", field="level"
-        )
+        raise InvalidRequest(f"level: must be from {format_level(LOWEST)} to {format_level(HIGHEST)}", field="level")
 
 
 def _check_image(image: str) -> None:
