@@ -82,7 +82,8 @@ class Hypervisor(Protocol):
 
     async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
         """Connect. on_event is called in the event loop from then on; after "lost" the hypervisor
-        reconnects by itself, registers for events again, and says "restored"."""
+        reconnects by itself, registers for events again, and says "restored".
+        """
 
     async def close(self) -> None:
         """Disconnect; VMs keep running. No event afterwards."""

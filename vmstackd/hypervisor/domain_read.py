@@ -1,0 +1,70 @@
+"""What is read from a domain's XML. It comes from libvirt, but its metadata from anyone."""
+
+from __future__ import annotations
+
+import io
+from xml.etree import ElementTree as ET
+
+import msgspec
+
+from core.cpuset import CpuListError, parse_cpu_list
+from vmstackd.hypervisor.base import Record
+from vmstackd.hypervisor.metadata import parse_prototype_level, parse_record
+
+
+class DomainFacts(msgspec.Struct, frozen=True):
+    """vcpus: those in use now. memory_mib: the most that the guest may have, rounded up.
+
+    pinned: CPUs that the definition allows the vCPUs, None if it allows one of them all.
+    """
+
+    vcpus: int
+    memory_mib: int
+    pinned: frozenset[int] | None
+    io_threads: bool
+    record: Record | None
+    foreign_level: int | None
+
+
+def read_domain(xml: str) -> DomainFacts:
+    """Raises ValueError if this is not a domain as libvirt writes it."""
+    try:
+        domain = ET.fromstring(xml)  # noqa: S314 (libvirt parsed it and wrote it anew: no entities)
+        vcpu, memory = domain.find("vcpu"), domain.find("memory")
+        if vcpu is None or memory is None or memory.get("unit", "KiB") != "KiB":
+            raise ValueError("no vCPUs or memory")
+        vcpus = int(vcpu.get("current") or vcpu.text or "")
+        memory_mib = -(-int(memory.text or "") // 1024)
+    except ET.ParseError as error:
+        raise ValueError(str(error)) from None
+    metadata = domain.find("metadata")
+    return DomainFacts(
+        vcpus=vcpus,
+        memory_mib=memory_mib,
+        pinned=_pinned(domain, vcpu, vcpus),
+        io_threads=domain.findtext("iothreads", "0") != "0",
+        record=None if metadata is None else parse_record(metadata),
+        foreign_level=None if metadata is None else parse_prototype_level(metadata, _sched_namespaces(xml)),
+    )
+
+
+def _pinned(domain: ET.Element, vcpu: ET.Element, vcpus: int) -> frozenset[int] | None:
+    own = {pin.get("vcpu"): pin.get("cpuset") for pin in domain.iterfind("cputune/vcpupin")}
+    pinned: set[int] = set()
+    try:
+        for index in range(vcpus):
+            text = own.get(str(index)) or vcpu.get("cpuset")
+            if text is None:
+                return None
+            pinned.update(parse_cpu_list(text))
+    except CpuListError:
+        return None
+    return frozenset(pinned)
+
+
+def _sched_namespaces(xml: str) -> frozenset[str]:
+    """What the prefix ``sched`` stands for, since ElementTree drops prefixes."""
+    if "xmlns:sched" not in xml:
+        return frozenset()
+    events = ET.iterparse(io.StringIO(xml), ("start-ns",))  # noqa: S314 (as above)
+    return frozenset(uri for _, (prefix, uri) in events if prefix == "sched")
