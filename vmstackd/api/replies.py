@@ -41,7 +41,8 @@ class UnplacedVm(msgspec.Struct, frozen=True):
 
 class StatusReply(msgspec.Struct, frozen=True):
     """See core.status. hypervisor: "up", or "down" while changes are refused. degraded: in words, what
-    is not as it should be; empty on a healthy host."""
+    is not as it should be; empty on a healthy host.
+    """
 
     host: HostStatus
     hypervisor: str
@@ -52,7 +53,8 @@ class StatusReply(msgspec.Struct, frozen=True):
 
 class VmReply(msgspec.Struct, frozen=True):
     """One VM. cpus: its subset, in attribution order; pinned: as last read back, ascending.
-    state: "starting", "running" or "removing"."""
+    state: "starting", "running" or "removing".
+    """
 
     name: str
     vcpus: int

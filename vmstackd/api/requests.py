@@ -20,7 +20,7 @@ class _Request(msgspec.Struct, frozen=True, tag_field="operation", forbid_unknow
     pass
 
 
-class Deploy(_Request, tag="deploy"):
+class Deploy(_Request, frozen=True, tag="deploy"):
     """Place and start a VM. level in thousandths; image an absolute path. dry_run: only decide."""
 
     name: str
@@ -31,14 +31,14 @@ class Deploy(_Request, tag="deploy"):
     dry_run: bool = False
 
 
-class Remove(_Request, tag="remove"):
+class Remove(_Request, frozen=True, tag="remove"):
     """Stop a VM and give its CPUs back; its disk image stays. dry_run: only decide."""
 
     name: str
     dry_run: bool = False
 
 
-class Progress(_Request, tag="progress"):
+class Progress(_Request, frozen=True, tag="progress"):
     """Would this VM bring memory per CPU nearer to the hardware's?"""
 
     vcpus: int
@@ -46,21 +46,21 @@ class Progress(_Request, tag="progress"):
     level: int
 
 
-class Status(_Request, tag="status"):
+class Status(_Request, frozen=True, tag="status"):
     """The figures of the host and of each level."""
 
 
-class List(_Request, tag="list"):
+class List(_Request, frozen=True, tag="list"):
     """The VMs, by level in order of creation, each level in order of arrival."""
 
 
-class Describe(_Request, tag="describe"):
+class Describe(_Request, frozen=True, tag="describe"):
     """One VM."""
 
     name: str
 
 
-class Topology(_Request, tag="topology"):
+class Topology(_Request, frozen=True, tag="topology"):
     """The host's CPUs and the level that owns each."""
 
 

@@ -1,0 +1,107 @@
+"""The command line: ``vmstackd`` or ``python3 -m vmstackd``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.cpuset import format_cpu_list
+from vmstackd import app, log
+from vmstackd.settings import DEFAULT_FILE, SETTINGS, Settings, SettingsError, load_settings
+from vmstackd.topology_source import dump_topology
+from vmstackd.version import VERSION
+
+EXIT_USAGE = 2
+EXIT_CONFIG = 78
+
+_EPILOG = f"""\
+examples:
+  vmstackd                                                  this host, its libvirtd
+  vmstackd --topology topologies/EPYC-7662.json --hypervisor sim:
+  vmstackd --exclude-cpus 0-1,64-65 --reserved-memory 4096  keep CPUs and memory for the host
+  vmstackd --dump-topology > host.json                      this machine's CPUs, as a file
+  vmstackd --check-config --config /etc/vmstack/vmstackd.toml
+
+Every option that takes a value can also stand in the file ({DEFAULT_FILE}), as
+"critical_size = 6", and in the environment, as VMSTACKD_CRITICAL_SIZE=6. A flag wins over
+the environment, that over --env-file, that over the file.
+
+exit codes: 0 done, 1 failed, 2 usage, 6 hypervisor unreachable, 78 configuration
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vmstackd",
+        description="Places VMs of several oversubscription levels into disjoint sets of this host's CPUs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"vmstackd {VERSION}")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"TOML settings (default: {DEFAULT_FILE}, if there)"
+    )
+    parser.add_argument(
+        "--env-file", type=Path, metavar="FILE", help="KEY=VALUE lines; the prototype's keys are understood"
+    )
+    parser.add_argument("--check-config", action="store_true", help="read all settings and the topology, then exit")
+    parser.add_argument("--dump-topology", action="store_true", help="write the topology as JSON, then exit")
+    parser.add_argument("--load", metavar="FILE", help="the same as --topology FILE for a topology")
+    for row in SETTINGS:
+        default = format_cpu_list(row.default) if row.key == "exclude_cpus" else row.default
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        text = row.help.replace("%", "%%") + (f" (default: {shown})" if shown not in ("", {}) else "")
+        parser.add_argument(row.flag, dest=row.key, metavar=row.metavar, help=text)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the daemon; returns its exit code."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    flags = {row.key: value for row in SETTINGS if (value := getattr(given, row.key)) is not None}
+    if given.load is not None:
+        if "topology" in flags:
+            parser.error("--load FILE and --topology both name a topology; give one of them")
+        _refuse_trace(parser, given.load)
+        flags["topology"] = f"file:{given.load}"
+    try:
+        settings = load_settings(flags, os.environ, given.env_file, given.config)
+        if given.dump_topology:
+            sys.stdout.write(dump_topology(app.host_state(settings).topology))
+            return app.EXIT_DONE
+        if given.check_config:
+            return _check(settings)
+        log.set_up(debug=settings.debug > 0)
+        return asyncio.run(app.run(settings))
+    except SettingsError as error:
+        sys.stderr.write(f"vmstackd: {error}\n")
+        return EXIT_CONFIG
+
+
+def _check(settings: Settings) -> int:
+    state = app.host_state(settings)
+    app.hypervisor(settings)
+    cpus = format_cpu_list(sorted(state.topology.cpu_ids))
+    sys.stdout.write(f"vmstackd: the configuration is usable: CPUs {cpus}, {state.memory_mib} MiB\n")
+    return app.EXIT_DONE
+
+
+def _refuse_trace(parser: argparse.ArgumentParser, path: str) -> None:
+    """Recorded traces begin with their column names, tab separated (SEMANTICS 14)."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        parser.error(f"--load {path}: cannot be read: {error.strerror}")
+    if start.startswith(b"tmp\t") or path.endswith(".csv"):
+        parser.error(f"--load {path}: this is a recorded trace; this version loads topologies but cannot replay traces")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,384 @@
+"""The one door to a host: a request goes in, a decision is made and carried out, a reply comes out.
+
+Decisions happen in the event loop, one after the other, in microseconds; the hypervisor works in its
+own threads, for several VMs at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from core.allocator import plan_deploy, plan_remove, plan_withdraw, progress, refusal
+from core.cpuset import format_cpu_list
+from core.level import format_level
+from core.model import HostState, Plan, Refusal, Vm
+from core.policy import Policy
+from core.status import host_status
+from vmstackd import log
+from vmstackd.api import replies, requests
+from vmstackd.api.caller import Caller, Role
+from vmstackd.api.errors import (
+    AlreadyExists,
+    Denied,
+    HypervisorFailed,
+    Internal,
+    NotFound,
+    Unavailable,
+    VmstackError,
+    refused,
+)
+from vmstackd.host import Host, LiveVm, Phase
+from vmstackd.hypervisor.base import (
+    Hypervisor,
+    HypervisorError,
+    HypervisorUnreachable,
+    Record,
+    VmDefinition,
+    VmMissing,
+)
+from vmstackd.watch import Watch
+
+_T = TypeVar("_T")
+
+STOP_PATIENCE = 60.0
+"""Seconds that operations in progress get to end when the daemon stops."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """One finished request, for counters.
+
+    outcome: "ok" or the code of the error. reason: the resource of a refusal, else empty.
+    """
+
+    operation: str
+    outcome: str
+    reason: str
+    seconds: float
+
+
+class Engine:
+    """See the module. Create it in a running event loop, ``start`` it, ``handle`` requests, ``stop`` it."""
+
+    def __init__(
+        self,
+        state: HostState,
+        policy: Policy,
+        hypervisor: Hypervisor,
+        *,
+        period: float = 15.0,
+        observer: Callable[[Outcome], None] = lambda _: None,
+    ) -> None:
+        """state: an empty one. period: seconds between two comparisons with the hypervisor."""
+        self._host = Host(state, hypervisor)
+        self._policy = policy
+        self._watch = Watch(self._host, policy, period)
+        self._observer = observer
+        self._operations: set[asyncio.Task[Any]] = set()
+        self._watching: asyncio.Task[None] | None = None
+
+    # Life
+
+    async def start(self) -> None:
+        """Connect, and learn what runs. Raises HypervisorError if the hypervisor does not answer."""
+        await self._host.hypervisor.open(self._watch.on_event)
+        try:
+            await self._watch.compare(None)
+        except HypervisorError:
+            await self._host.hypervisor.close()
+            raise
+        self._host.link_failure = ""
+        self._watching = asyncio.create_task(self._watch.run())
+
+    async def stop(self) -> None:
+        """Let operations in progress end, then disconnect. VMs keep running."""
+        if self._operations:
+            await asyncio.wait(self._operations, timeout=STOP_PATIENCE)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await self._host.hypervisor.close()
+
+    @property
+    def state(self) -> HostState:
+        """What is decided now."""
+        return self._host.state
+
+    @property
+    def repins(self) -> int:
+        """VMs pinned anew since the start."""
+        return self._host.repins
+
+    # Requests
+
+    async def handle(self, request: requests.Request, caller: Caller, request_id: str) -> replies.Reply:
+        """Answer one request, or raise a VmstackError. A change runs on even if the caller goes away."""
+        operation = type(request).__name__.lower()
+        begin = asyncio.get_running_loop().time()
+        outcome, reason, why = "ok", "", ""
+        reply: replies.Reply | None = None
+        try:
+            requests.check(request)
+            reply = await self._dispatch(request, caller, operation)
+        except VmstackError as error:
+            outcome, reason, why = error.code, str(error.details.get("resource", "")), error.message
+            raise
+        except Exception as error:
+            outcome, why = Internal.code, "see the traceback above"
+            log.logger.exception("unexpected error in %s, request %s", operation, request_id)
+            raise Internal("internal error; the log of vmstackd has the details") from error
+        finally:
+            seconds = asyncio.get_running_loop().time() - begin
+            self._observer(Outcome(operation=operation, outcome=outcome, reason=reason, seconds=seconds))
+            if isinstance(request, requests.Deploy | requests.Remove):
+                _log_decision(request, reply, outcome, why, caller, request_id, seconds)
+        return reply
+
+    async def _dispatch(self, request: requests.Request, caller: Caller, operation: str) -> replies.Reply:
+        if isinstance(request, requests.Deploy | requests.Remove):
+            if caller.role < Role.OPERATOR:
+                raise Denied(f"{caller.identity} may read but not {operation}")
+            if self._host.link_failure:
+                raise Unavailable(
+                    f"the hypervisor {self._host.hypervisor.uri} is unreachable, so nothing can be changed now: "
+                    f"{self._host.link_failure}"
+                )
+        match request:
+            case requests.Deploy():
+                return await self._to_the_end(self._deploy(request))
+            case requests.Remove():
+                return await self._to_the_end(self._remove(request))
+            case requests.Progress():
+                return self._progress(request)
+            case requests.Status():
+                return self.status()
+            case requests.List():
+                return self._list()
+            case requests.Describe():
+                return self._describe(request.name)
+            case requests.Topology():
+                return self._topology()
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
+        task = asyncio.create_task(work)
+        self._operations.add(task)
+        task.add_done_callback(self._operations.discard)
+        return await asyncio.shield(task)
+
+    # Deploy
+
+    async def _deploy(self, request: requests.Deploy) -> replies.Deployed:
+        host = self._host
+        name = request.name
+        image = await host.hypervisor.check_image(request.image)
+        if name in host.stopped:
+            raise AlreadyExists(
+                f"{name!r} is defined in the hypervisor but shut off; start it there, or remove it first"
+            )
+        if name in host.unplaced:
+            raise AlreadyExists(f"{name!r} runs already, outside all subsets: {host.unplaced[name].reason}")
+        vm = Vm(name=name, vcpus=request.vcpus, memory_mib=request.memory_mib, level=request.level)
+        plan = plan_deploy(host.state, vm, self._policy)
+        if isinstance(plan, Refusal):
+            raise refused(plan)
+        if request.dry_run:
+            return replies.Deployed(name=name, level=vm.level, cpus=plan.pins[0].cpus, dry_run=True)
+        host.state = plan.state
+        live = host.live[name] = LiveVm(Phase.STARTING)
+        try:
+            await self._start(plan, live, image)
+        finally:
+            live.phase = Phase.RUNNING
+            host.touched.add(name)
+            host.look_again({name})
+        await host.settle(vm.level)
+        return replies.Deployed(name=name, level=vm.level, cpus=host.cpus_of(vm.level))
+
+    async def _start(self, plan: Plan, live: LiveVm, image: str) -> None:
+        """Widen the others of the subset, then start the VM on it."""
+        host, vm = self._host, plan.vm
+        try:
+            await host.settle(vm.level)
+            cpus = host.cpus_of(vm.level)
+            live.pinned = frozenset(cpus)
+            live.record = Record(
+                level=vm.level,
+                vcpus=vm.vcpus,
+                memory_mib=vm.memory_mib,
+                image=image,
+                cpus=cpus,
+                generation=host.state.generation,
+                arrival=plan.state.generation,
+            )
+            await host.hypervisor.create(VmDefinition(vm=vm, record=live.record))
+        except HypervisorUnreachable as error:
+            # Whether it runs will be seen when the link is back; until then its CPUs stay its own.
+            raise Unavailable(f"the link to the hypervisor broke while {vm.name!r} was starting: {error}") from error
+        except HypervisorError as error:
+            del host.live[vm.name]
+            host.state = plan_withdraw(host.state, plan).state
+            await host.settle(vm.level)
+            raise HypervisorFailed(f"the hypervisor did not start {vm.name!r}: {error}") from error
+
+    # Remove
+
+    async def _remove(self, request: requests.Remove) -> replies.Removed:
+        host = self._host
+        name = request.name
+        vm = host.state.vm(name)
+        if vm is None:
+            return await self._remove_outsider(request)
+        live = host.live[name]
+        if live.phase is not Phase.RUNNING:
+            raise Unavailable(f"{name!r} is {live.phase.value}; try again when that has ended")
+        if request.dry_run:
+            plan = plan_remove(host.state, name, self._policy)
+            return replies.Removed(name=name, released=plan.released, dry_run=True)
+        live.phase = Phase.REMOVING
+        try:
+            await host.hand_over_record(vm.level, name)
+            await self._destroy(name)
+        finally:
+            live.phase = Phase.RUNNING
+            host.touched.add(name)
+            host.look_again({name})
+        plan = plan_remove(host.state, name, self._policy)
+        host.state = plan.state
+        del host.live[name]
+        await host.settle(vm.level)
+        return replies.Removed(name=name, released=plan.released)
+
+    async def _remove_outsider(self, request: requests.Remove) -> replies.Removed:
+        """Remove a VM that is in no subset: shut off, or without a place."""
+        name = request.name
+        if name not in self._host.stopped and name not in self._host.unplaced:
+            raise NotFound(f"{name!r} does not exist on this host")
+        if not request.dry_run:
+            await self._destroy(name)
+            await self._watch.compare(frozenset({name}))
+        return replies.Removed(name=name, released=(), dry_run=request.dry_run)
+
+    async def _destroy(self, name: str) -> None:
+        try:
+            await self._host.hypervisor.destroy(name)
+        except VmMissing:
+            pass  # gone by itself in the meantime, which is what was asked for
+        except HypervisorUnreachable as error:
+            raise Unavailable(f"the link to the hypervisor broke while {name!r} was removed: {error}") from error
+        except HypervisorError as error:
+            raise HypervisorFailed(f"the hypervisor did not remove {name!r}: {error}") from error
+
+    # Reading
+
+    def _progress(self, request: requests.Progress) -> replies.ProgressReply:
+        refusing = refusal(self._host.state, request.level, request.vcpus, request.memory_mib)
+        if refusing is not None:
+            raise refused(refusing)
+        return replies.ProgressReply(
+            progress=progress(self._host.state, request.level, request.vcpus, request.memory_mib)
+        )
+
+    def status(self) -> replies.StatusReply:
+        """The figures of this moment."""
+        return replies.StatusReply(
+            host=host_status(self._host.state),
+            hypervisor="down" if self._host.link_failure else "up",
+            unplaced=tuple(self._host.unplaced.values()),
+            stopped=tuple(sorted(self._host.stopped)),
+            degraded=tuple(self._degraded()),
+        )
+
+    def _degraded(self) -> Iterable[str]:
+        if self._host.link_failure:
+            yield f"the hypervisor is unreachable: {self._host.link_failure}"
+        for level in host_status(self._host.state).levels:
+            if level.degraded:
+                yield f"level {format_level(level.level)} has {level.cpus} CPUs and needs {level.needed}"
+        for vm in self._host.unplaced.values():
+            yield f"VM {vm.name!r} runs outside all subsets: {vm.reason}"
+        for name, live in self._host.live.items():
+            if live.pin_failure:
+                yield f"VM {name!r} is not pinned as decided: {live.pin_failure}"
+
+    def _list(self) -> replies.ListReply:
+        return replies.ListReply(
+            vms=tuple(self._describe(name) for subset in self._host.state.subsets for name in subset.vms)
+        )
+
+    def _describe(self, name: str) -> replies.VmReply:
+        subset = self._host.state.subset_of(name)
+        live = self._host.live.get(name)
+        if subset is None or live is None:
+            raise NotFound(f"{name!r} does not exist on this host")
+        vm = subset.vms[name]
+        return replies.VmReply(
+            name=name,
+            vcpus=vm.vcpus,
+            memory_mib=vm.memory_mib,
+            level=vm.level,
+            cpus=subset.cpus,
+            pinned=tuple(sorted(live.pinned)),
+            state=live.phase.value,
+            image=live.record.image if live.record is not None else "",
+        )
+
+    def _topology(self) -> replies.TopologyReply:
+        topology = self._host.state.topology
+        use = {cpu: format_level(subset.level) for subset in self._host.state.subsets for cpu in subset.cpus}
+        use |= dict.fromkeys(self._host.state.held, "held")
+        return replies.TopologyReply(
+            name=topology.name,
+            host_cpus=topology.host_cpus,
+            cache_names=topology.cache_names,
+            nodes=topology.nodes,
+            node_distances=topology.node_distances,
+            memory_mib=topology.memory_mib,
+            cpus=tuple(
+                replies.CpuReply(
+                    id=cpu.id,
+                    package=cpu.package,
+                    node=cpu.node,
+                    core=cpu.core,
+                    caches=cpu.caches,
+                    use=use.get(cpu.id, "free"),
+                )
+                for cpu in topology.cpus
+            ),
+        )
+
+
+def _log_decision(
+    request: requests.Deploy | requests.Remove,
+    reply: replies.Reply | None,
+    outcome: str,
+    why: str,
+    caller: Caller,
+    request_id: str,
+    seconds: float,
+) -> None:
+    asked: dict[str, object] = {"vm": request.name}
+    if isinstance(request, requests.Deploy):
+        asked |= {
+            "vcpus": request.vcpus,
+            "memory_mib": request.memory_mib,
+            "level": format_level(request.level),
+            "image": request.image,
+        }
+    decided: dict[str, object] = {"outcome": outcome}
+    if isinstance(reply, replies.Deployed):
+        decided["cpus"] = format_cpu_list(reply.cpus)
+    elif isinstance(reply, replies.Removed):
+        decided["released"] = format_cpu_list(reply.released)
+    log.info(
+        type(request).__name__.lower(),
+        request=request_id,
+        caller=f"{caller.transport}:{caller.identity}",
+        **asked,
+        dry_run="yes" if request.dry_run else None,
+        **decided,
+        why=why or None,
+        ms=f"{seconds * 1000:.1f}",
+    )

@@ -1,0 +1,174 @@
+"""A host as the daemon knows it: what is decided, where each VM may really run, and what is unclear.
+
+What is decided and what is pinned meet in ``settle``: it writes intent first, then pins, and only a
+CPU that reads back unpinned becomes free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from enum import Enum
+
+from core.allocator import free_cpus
+from core.cpuset import format_cpu_list
+from core.model import HostState
+from vmstackd import log
+from vmstackd.api.replies import UnplacedVm
+from vmstackd.hypervisor.base import Hypervisor, HypervisorError, Record, VmMissing
+
+
+class Phase(Enum):
+    """Where a VM is between deploy and remove."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    REMOVING = "removing"
+
+
+class LiveVm:
+    """What is known of a VM beyond the decision.
+
+    pinned: every CPU that it may run on now, as last read back; more while a change is under way.
+    record: what its metadata says. pin_failure: why it is not pinned as decided.
+    """
+
+    __slots__ = ("phase", "pin_failure", "pinned", "record")
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+        self.pinned: frozenset[int] = frozenset()
+        self.record: Record | None = None
+        self.pin_failure = ""
+
+
+class Host:
+    """One host. Everything here happens in the event loop."""
+
+    def __init__(self, state: HostState, hypervisor: Hypervisor) -> None:
+        self.state = state
+        self.hypervisor = hypervisor
+        self.live: dict[str, LiveVm] = {}
+        self.unplaced: Mapping[str, UnplacedVm] = {}
+        self.stopped: frozenset[str] = frozenset()
+        self.link_failure = "not yet connected"
+        self.repins = 0
+        self.touched: set[str] = set()
+        """Names that changed since somebody last emptied this: what was seen of them is outdated."""
+        self.unclear: set[str] = set()
+        """Names to look at again in the hypervisor."""
+        self.something_unclear = asyncio.Event()
+        self._settling: dict[int, asyncio.Lock] = {}
+
+    def cpus_of(self, level: int) -> tuple[int, ...]:
+        """The subset of a level in attribution order; empty if there is none."""
+        subset = self.state.subset(level)
+        return () if subset is None else subset.cpus
+
+    def busy(self) -> frozenset[str]:
+        """Names in the middle of an operation."""
+        return frozenset(name for name, live in self.live.items() if live.phase is not Phase.RUNNING)
+
+    def look_again(self, names: Iterable[str]) -> None:
+        """Have these VMs compared with the hypervisor soon."""
+        self.unclear.update(names)
+        self.something_unclear.set()
+
+    async def settle(self, level: int) -> None:
+        """Pin every running VM of a level to its subset, then free the CPUs that nothing runs on.
+
+        Never raises for the hypervisor: a VM that cannot be pinned keeps its CPUs held and is
+        reported; the periodic pass tries again.
+        """
+        async with self._lock(level):
+            while (subset := self.state.subset(level)) is not None:
+                await self._write_record(level)
+                target = frozenset(subset.cpus)
+                wrong = [
+                    (name, live)
+                    for name in subset.vms
+                    if (live := self.live.get(name)) and live.phase is Phase.RUNNING and live.pinned != target
+                ]
+                await asyncio.gather(*(self._pin(name, live, subset.cpus) for name, live in wrong))
+                if self.state.subset(level) is subset:
+                    break
+        self.free_unpinned()
+
+    def free_unpinned(self) -> None:
+        """Held CPUs that no VM may run on become free."""
+        if not self.state.held:
+            return
+        loose = set(self.state.held)
+        for live in self.live.values():
+            loose -= live.pinned
+        for vm in self.unplaced.values():
+            loose.difference_update(vm.cpus)
+        if loose:
+            self.state = free_cpus(self.state, sorted(loose))
+
+    async def hand_over_record(self, level: int, leaving: str) -> None:
+        """Before a VM goes, have another one of its level tell the subset."""
+        async with self._lock(level):
+            await self._write_record(level, leaving)
+
+    def _lock(self, level: int) -> asyncio.Lock:
+        return self._settling.setdefault(level, asyncio.Lock())
+
+    async def _pin(self, name: str, live: LiveVm, cpus: tuple[int, ...]) -> None:
+        # Until it is read back, some vCPU may be on the old CPUs and some on the new.
+        live.pinned |= frozenset(cpus)
+        self.touched.add(name)
+        self.repins += 1
+        live.pin_failure = ""
+        try:
+            live.pinned = await self.hypervisor.pin(name, cpus)
+        except VmMissing:
+            self.look_again({name})
+        except HypervisorError as error:
+            live.pin_failure = str(error)
+        else:
+            if live.pinned != frozenset(cpus):
+                live.pin_failure = f"it reads back as {format_cpu_list(sorted(live.pinned))}"
+        finally:
+            self.touched.add(name)
+        if live.pin_failure:
+            log.warning("pin-failed", vm=name, cpus=format_cpu_list(cpus), reason=live.pin_failure)
+
+    async def _write_record(self, level: int, leaving: str = "") -> None:
+        """Make sure that the newest record among the VMs of a level tells its subset.
+
+        leaving: a VM about to be destroyed, whose record does not count. While a VM of the level
+        starts nothing is written: its own record will be the newest.
+        """
+        subset = self.state.subset(level)
+        if subset is None:
+            return
+        members = [(name, self.live[name]) for name in subset.vms if name in self.live and name != leaving]
+        if not members or any(live.phase is Phase.STARTING for _, live in members):
+            return
+        records = [live.record for _, live in members if live.record is not None]
+        if records and max(records, key=lambda record: record.generation).cpus == subset.cpus:
+            return
+        for name, live in members:
+            vm = subset.vms[name]
+            generation = self.state.generation
+            record = Record(
+                level=level,
+                vcpus=vm.vcpus,
+                memory_mib=vm.memory_mib,
+                image=live.record.image if live.record is not None else "",
+                cpus=subset.cpus,
+                generation=generation,
+                arrival=live.record.arrival if live.record is not None else generation,
+            )
+            self.touched.add(name)
+            try:
+                await self.hypervisor.write_record(name, record)
+            except VmMissing:
+                self.look_again({name})
+            except HypervisorError as error:
+                log.warning("record-failed", vm=name, reason=error)
+            else:
+                live.record = record
+                self.touched.add(name)
+                return

@@ -1,0 +1,68 @@
+"""One line per event on stderr: time, severity, event, then key=value fields.
+
+Values are quoted wherever they could be mistaken for something else, so no name that a user chose
+can forge a line.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.,:/@+-")
+
+logger = logging.getLogger("vmstackd")
+
+
+def event(severity: int, name: str, **fields: object) -> None:
+    """Log one event; fields that are None are left out."""
+    if logger.isEnabledFor(severity):
+        logger.log(severity, name, extra={"fields": fields})
+
+
+def info(name: str, **fields: object) -> None:
+    """Something happened as it should."""
+    event(logging.INFO, name, **fields)
+
+
+def warning(name: str, **fields: object) -> None:
+    """Something an operator should look at."""
+    event(logging.WARNING, name, **fields)
+
+
+def error(name: str, **fields: object) -> None:
+    """Something that ends the daemon or an operation."""
+    event(logging.ERROR, name, **fields)
+
+
+def _text(value: object) -> str:
+    text = value if isinstance(value, str) else str(value)
+    if text and _PLAIN.issuperset(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped) + '"'
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        parts = [stamp, record.levelname.lower(), record.getMessage() if fields else _text(record.getMessage())]
+        parts += [f"{key}={_text(value)}" for key, value in fields.items() if value is not None]
+        line = " ".join(parts)
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def set_up(*, debug: bool) -> None:
+    """Send everything to stderr, debug messages only on request."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.getLogger("asyncio").setLevel(logging.INFO)
+    logging.getLogger("aiohttp").setLevel(logging.WARNING)

@@ -1,0 +1,175 @@
+"""What the hypervisor really runs against what was decided: a pure comparison.
+
+Start-up and the periodic pass are this same function; at start-up the state is empty. Records read
+from metadata are used only where they contradict nothing (DESIGN, truth lives in the hypervisor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from core.allocator import free_cpus, hold, plan_deploy, plan_remove, plan_restore
+from core.level import UNIT
+from core.model import HostState, Plan, Vm
+from core.policy import Policy
+from vmstackd.api.errors import refused
+from vmstackd.api.replies import UnplacedVm
+from vmstackd.hypervisor.base import ObservedVm
+
+_LAST = 1 << 62
+
+
+class Reconciliation(msgspec.Struct, frozen=True):
+    """The state that fits reality. Pins are not looked at; they follow from the state.
+
+    gone: VMs that no longer run, or not as they were. adopted: VMs that are in a subset now and were
+    not before. unplaced: all running VMs that fit nowhere. stopped: defined VMs that do not run.
+    """
+
+    state: HostState
+    gone: tuple[str, ...]
+    adopted: tuple[Vm, ...]
+    unplaced: Mapping[str, UnplacedVm]
+    stopped: frozenset[str]
+
+
+def reconcile(
+    state: HostState,
+    observed: Iterable[ObservedVm],
+    policy: Policy,
+    *,
+    scope: frozenset[str] | None = None,
+    ignore: frozenset[str] = frozenset(),
+    pinned: frozenset[int] = frozenset(),
+    unplaced: Mapping[str, UnplacedVm] | None = None,
+    stopped: frozenset[str] = frozenset(),
+) -> Reconciliation:
+    """Make the state fit what was observed.
+
+    scope: the names that were asked for; None for all. ignore: names in the middle of an operation.
+    pinned: CPUs that VMs of subsets may still run on, so held ones among them stay held. unplaced,
+    stopped: as they were before; entries outside the scope stay.
+    """
+    seen = {vm.name: vm for vm in observed if vm.name not in ignore}
+    running = {name: vm for name, vm in seen.items() if vm.running}
+
+    def judged(name: str) -> bool:
+        return name not in ignore and (scope is None or name in scope)
+
+    earlier = dict(unplaced or {})
+    for name in [name for name in earlier if judged(name) and name not in running]:
+        del earlier[name]
+
+    # What was held for VMs without a place may be the place they need.
+    state = hold(free_cpus(state, [cpu for cpu in state.held if cpu not in pinned]), (), 0)
+
+    gone: list[str] = []
+    level_before: dict[str, int] = {}
+    for subset in state.subsets:
+        for name, vm in subset.vms.items():
+            if not judged(name):
+                continue
+            now = running.get(name)
+            if now is None or (now.vcpus, now.memory_mib) != (vm.vcpus, vm.memory_mib):
+                gone.append(name)
+                level_before[name] = vm.level
+    for name in gone:
+        state = plan_remove(state, name, policy).state
+
+    newcomers = [vm for name, vm in running.items() if state.vm(name) is None]
+    state, adopted = _restored(state, newcomers, policy)
+    placed = {vm.name for vm in adopted}
+    for seen_vm in sorted(newcomers, key=_order):
+        if seen_vm.name in placed:
+            continue
+        vm = _as_vm(seen_vm, level_before.get(seen_vm.name))
+        plan = plan_deploy(state, vm, policy)
+        if isinstance(plan, Plan):
+            state = plan.state
+            adopted.append(vm)
+            earlier.pop(vm.name, None)
+        else:
+            earlier[vm.name] = UnplacedVm(
+                name=vm.name,
+                reason=refused(plan).message,
+                cpus=tuple(sorted(seen_vm.pinned)),
+                memory_mib=vm.memory_mib,
+            )
+    for vm in adopted:
+        earlier.pop(vm.name, None)
+
+    state = hold(
+        state,
+        sorted({cpu for vm in earlier.values() for cpu in vm.cpus}),
+        sum(vm.memory_mib for vm in earlier.values()),
+    )
+    return Reconciliation(
+        state=state,
+        gone=tuple(gone),
+        adopted=tuple(adopted),
+        unplaced=earlier,
+        stopped=frozenset(
+            {name for name in stopped if not judged(name)} | {name for name, vm in seen.items() if not vm.running}
+        ),
+    )
+
+
+def _restored(state: HostState, newcomers: list[ObservedVm], policy: Policy) -> tuple[HostState, list[Vm]]:
+    """Levels that the state lacks come back with the CPUs of their newest record.
+
+    Two levels that claim one CPU: the newer record has it, and the other level takes free CPUs
+    instead. Levels come in the order in which their first VM arrived.
+    """
+    groups: dict[int, list[ObservedVm]] = {}
+    for vm in newcomers:
+        if vm.record is not None and state.subset(vm.record.level) is None:
+            groups.setdefault(vm.record.level, []).append(vm)
+    claims: dict[int, tuple[int, ...]] = {}
+    lost: set[int] = set()
+    claimed: set[int] = set()
+
+    def newest(level: int) -> ObservedVm:
+        return max(groups[level], key=lambda vm: (vm.record.generation if vm.record else 0, vm.name))
+
+    for level in sorted(groups, key=lambda level: (-_generation(newest(level)), level)):
+        record = newest(level).record
+        wanted = record.cpus if record is not None else ()
+        claims[level] = tuple(cpu for cpu in wanted if cpu in state.free and cpu not in claimed)
+        claimed.update(claims[level])
+        if claims[level] != wanted:
+            lost.add(level)
+
+    adopted: list[Vm] = []
+    # Levels that kept their CPUs first: those that lost some take free ones, which nobody may claim.
+    for level in sorted(groups, key=lambda level: (level in lost, min(_order(vm) for vm in groups[level]))):
+        memory = state.free_mib
+        members: list[Vm] = []
+        for observed in sorted(groups[level], key=_order):
+            if observed.memory_mib <= memory:
+                memory -= observed.memory_mib
+                members.append(_as_vm(observed, level))
+        cpus = claims[level]
+        if not members or (not cpus and not state.free.count):
+            continue
+        state = plan_restore(state, level, cpus, members, policy if level in lost else None)
+        adopted += members
+    generation = max((_generation(vm) for vm in newcomers), default=0)
+    if generation > state.generation:
+        state = msgspec.structs.replace(state, generation=generation)
+    return state, adopted
+
+
+def _as_vm(observed: ObservedVm, level: int | None) -> Vm:
+    if level is None:
+        level = observed.record.level if observed.record is not None else observed.foreign_level or UNIT
+    return Vm(name=observed.name, vcpus=observed.vcpus, memory_mib=observed.memory_mib, level=level)
+
+
+def _order(vm: ObservedVm) -> tuple[int, str]:
+    return (vm.record.arrival if vm.record is not None else _LAST, vm.name)
+
+
+def _generation(vm: ObservedVm) -> int:
+    return vm.record.generation if vm.record is not None else 0

@@ -1,0 +1,127 @@
+"""Notices what happens to VMs outside of our operations, and makes the host fit it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from core.cpuset import format_cpu_list
+from core.level import format_level
+from core.policy import Policy
+from vmstackd import log
+from vmstackd.api.replies import UnplacedVm
+from vmstackd.host import Host, LiveVm, Phase
+from vmstackd.hypervisor.base import HypervisorError, HypervisorEvent, ObservedVm
+from vmstackd.reconcile import Reconciliation, reconcile
+
+
+class Watch:
+    """Compares one host with its hypervisor: at start, on events, and every period seconds."""
+
+    def __init__(self, host: Host, policy: Policy, period: float) -> None:
+        self._host = host
+        self._policy = policy
+        self._period = period
+        self._everything = False
+        self._running = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._tick())
+
+    def on_event(self, event: HypervisorEvent) -> None:
+        """Take note of an event of the hypervisor."""
+        host = self._host
+        if event.kind == "changed":
+            host.look_again({event.vm})
+        elif event.kind == "lost":
+            host.link_failure = event.reason or "the link is down"
+            log.warning("hypervisor-lost", uri=host.hypervisor.uri, reason=event.reason)
+        else:
+            log.info("hypervisor-restored", uri=host.hypervisor.uri)
+            self._look_at_everything()
+
+    async def compare(self, names: frozenset[str] | None) -> None:
+        """Make the host fit what the hypervisor has, for these names or for all (None).
+
+        Raises HypervisorError when the hypervisor does not answer; nothing has changed then.
+        """
+        host = self._host
+        async with self._running:
+            host.touched = set()
+            busy = host.busy()
+            observed = await host.hypervisor.observe(names)
+            ignore = busy | host.busy() | host.touched
+            result = reconcile(
+                host.state,
+                observed,
+                self._policy,
+                scope=names,
+                ignore=ignore,
+                pinned=frozenset().union(*(live.pinned for live in host.live.values())),
+                unplaced=host.unplaced,
+                stopped=host.stopped,
+            )
+            self._take_over(result, [vm for vm in observed if vm.running and vm.name not in ignore])
+        for subset in host.state.subsets:
+            await host.settle(subset.level)
+        host.free_unpinned()
+
+    def _take_over(self, result: Reconciliation, running: list[ObservedVm]) -> None:
+        host = self._host
+        _log_changes(result, host.unplaced)
+        host.state = result.state
+        host.unplaced = result.unplaced
+        host.stopped = result.stopped
+        for name in result.gone:
+            del host.live[name]
+        for vm in running:
+            if host.state.vm(vm.name) is not None:
+                live = host.live.setdefault(vm.name, LiveVm(Phase.RUNNING))
+                live.pinned = vm.pinned
+                live.record = vm.record
+        if result.gone and result.unplaced:
+            host.look_again(result.unplaced)
+
+    def _look_at_everything(self) -> None:
+        self._everything = True
+        self._host.something_unclear.set()
+
+    async def _follow(self) -> None:
+        host = self._host
+        while True:
+            await host.something_unclear.wait()
+            host.something_unclear.clear()
+            everything, self._everything = self._everything, False
+            names = frozenset(host.unclear - host.busy())
+            host.unclear -= names
+            if not everything and not names:
+                continue
+            try:
+                await self.compare(None if everything else names)
+            except HypervisorError as error:
+                log.warning("compare-failed", reason=error)
+                host.unclear |= names
+            except Exception:
+                log.logger.exception("unexpected error while comparing with the hypervisor")
+            else:
+                if everything:
+                    host.link_failure = ""
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._period)
+            self._look_at_everything()
+
+
+def _log_changes(result: Reconciliation, unplaced_before: Mapping[str, UnplacedVm]) -> None:
+    adopted = {vm.name for vm in result.adopted}
+    for name in result.gone:
+        log.info("resized" if name in adopted else "gone", vm=name)
+    for vm in result.adopted:
+        log.info("adopted", vm=vm.name, vcpus=vm.vcpus, memory_mib=vm.memory_mib, level=format_level(vm.level))
+    for name, unplaced in result.unplaced.items():
+        if name not in unplaced_before:
+            log.warning("unplaced", vm=name, reason=unplaced.reason, cpus=format_cpu_list(unplaced.cpus))
