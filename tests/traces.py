@@ -1,0 +1,232 @@
+"""Decision traces of the prototype (SEMANTICS 16), read and checked, in core's units."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from core.cpuset import parse_cpu_list
+from core.level import parse_level
+from core.model import Vm
+from core.topology import Cpu, Topology
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REASONS = {
+    None: None,
+    "offline": None,
+    "Not enough space on res cpu": "cpu",
+    "Not enough space on res mem": "memory",
+    "does not exist": "unknown",
+}
+"""The prototype's texts: what was short, as core says it; None for a success."""
+
+
+class Unusable(Exception):
+    """A file that cannot be checked: which line, and why."""
+
+
+class RawHeader(msgspec.Struct, frozen=True):
+    topology: str
+    usable_cpus: int
+    mem_mb: int
+    strategy: Literal["guarantee", "best-effort"]
+    critical_size: int
+    probes: tuple[tuple[int, float, float], ...]
+    ops: int
+    first_quirk_op: int | None
+
+
+class RawEntry(msgspec.Struct, frozen=True):
+    l: float  # noqa: E741 (the format's name)
+    cpus: str
+    cap: int
+    alloc: int
+    n: int
+    vavail: float
+    vpot: float
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """In MiB. Without a VM so far only avail is recorded."""
+
+    avail: int
+    cap: int = 0
+    alloc: int = 0
+    vavail: float = 0
+    vpot: float | None = None
+
+
+class RawLine(msgspec.Struct, frozen=True):
+    i: int
+    op: Literal["deploy", "remove"]
+    name: str
+    ok: bool
+    why: str | None
+    sub: tuple[RawEntry, ...]
+    free: int
+    mem: Memory
+    prog: tuple[float, ...]
+    cpu: int | None = None
+    mem_gb: float | None = None
+    oc: float | None = None
+    q: tuple[str, ...] = ()
+
+
+class Deploy(NamedTuple):
+    name: str
+    vm: Vm
+
+
+class Remove(NamedTuple):
+    name: str
+
+
+class Entry(NamedTuple):
+    """One level after the operation; cpus in attribution order."""
+
+    level: int
+    cpus: tuple[int, ...]
+    cap: int
+    alloc: int
+    n: int
+    vavail: float
+    vpot: float
+
+
+class Line(NamedTuple):
+    """One operation and the state after it. number: of the line in the file."""
+
+    number: int
+    op: Deploy | Remove
+    ok: bool
+    reason: str | None
+    marks: frozenset[str]
+    entries: tuple[Entry, ...]
+    free: int
+    memory: Memory
+    progress: tuple[float, ...]
+
+
+class Trace(NamedTuple):
+    """critical_size: 0 for the strategy that always oversubscribes. agreed: lines before the first bug."""
+
+    topology: Topology
+    memory_mib: int
+    critical_size: int
+    probes: tuple[Vm, ...]
+    agreed: int
+    lines: tuple[Line, ...]
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a file. Raises Unusable for anything that is not such a trace."""
+    try:
+        texts = path.read_text(encoding="utf-8").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unusable(f"{path}: {error}") from error
+    number = 1
+    try:
+        header = msgspec.json.decode(texts[0], type=RawHeader)
+        topology = _topology(path, header)
+        probes = tuple(_vm("probe", *probe) for probe in header.probes)
+        lines: list[Line] = []
+        for number, text in enumerate(texts[1:], start=2):
+            raw = msgspec.json.decode(text, type=RawLine)
+            _require(raw.i == len(lines), f"i is {raw.i} where {len(lines)} follows")
+            _require(len(raw.prog) == len(probes), f"{len(raw.prog)} values of progress for {len(probes)} probes")
+            lines.append(_line(number, raw))
+        _require(header.ops == len(lines), f"the file ends here, after {len(lines)} of {header.ops} operations")
+    except (ValueError, OSError) as error:
+        raise Unusable(f"{path}:{number}: {error}") from error
+    return Trace(
+        topology=topology,
+        memory_mib=header.mem_mb,
+        critical_size=0 if header.strategy == "best-effort" else header.critical_size,
+        probes=probes,
+        agreed=len(lines) if header.first_quirk_op is None else header.first_quirk_op,
+        lines=tuple(lines),
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _line(number: int, raw: RawLine) -> Line:
+    if raw.why not in REASONS:
+        raise ValueError(f"the reason {raw.why!r} is none that core can give")
+    if raw.op == "remove":
+        op: Deploy | Remove = Remove(raw.name)
+    elif raw.cpu is None or raw.mem_gb is None or raw.oc is None:
+        raise ValueError("a deploy needs cpu, mem_gb and oc")
+    else:
+        op = Deploy(raw.name, _vm(raw.name, raw.cpu, raw.mem_gb, raw.oc))
+    return Line(
+        number=number,
+        op=op,
+        ok=raw.ok,
+        reason=REASONS[raw.why],
+        marks=frozenset(raw.q),
+        entries=tuple(
+            Entry(parse_level(entry.l), parse_cpu_list(entry.cpus), *msgspec.structs.astuple(entry)[2:])
+            for entry in raw.sub
+        ),
+        free=raw.free,
+        memory=raw.mem,
+        progress=raw.prog,
+    )
+
+
+def _vm(name: str, vcpus: int, gigabytes: float, level: float) -> Vm:
+    """The prototype's units: gigabytes become whole KiB, these whole MiB."""
+    memory = int(Fraction(gigabytes) * 1024**2) // 1024
+    if vcpus < 1 or memory < 1:
+        raise ValueError(f"{vcpus} vCPUs and {gigabytes} GB are no VM")
+    return Vm(name, vcpus, memory, parse_level(level))
+
+
+def _topology(path: Path, header: RawHeader) -> Topology:
+    """The topology that a header names: beside the trace, else the repository's own."""
+    name = Path(header.topology).name
+    places = [path.parent / "topologies" / name, REPOSITORY / "topologies" / name]
+    places.append(REPOSITORY / "topologies" / name.removeprefix("topology_"))
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ValueError(f"the topology {name!r} is in none of {', '.join(str(place.parent) for place in places[:2])}")
+    topology = prototype_topology(found)
+    if len(topology.cpu_ids) != header.usable_cpus:
+        raise ValueError(f"{found} has {len(topology.cpu_ids)} CPUs, not {header.usable_cpus}")
+    return topology
+
+
+def prototype_topology(path: Path) -> Topology:
+    """The prototype's JSON; the distances it stores are not looked at."""
+    try:
+        raw: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+        cpuset = raw["cpuset"]
+        rows = {int(node): row for node, row in cpuset["numa_distances"].items()}
+        names = list(cpuset["cpu_list"][0]["cache_level"])
+        return Topology(
+            name=path.stem,
+            cpus=[
+                Cpu(
+                    id=cpu["cpu_id"],
+                    package=cpu["numa_node"],
+                    node=cpu["numa_node"],
+                    core=min(cpu["cpu_id"], *cpu["sib_smt"]) if cpu["sib_smt"] else cpu["cpu_id"],
+                    caches=tuple(cpu["cache_level"].values()),
+                )
+                for cpu in cpuset["cpu_list"]
+            ],
+            cache_names=names,
+            nodes=sorted(rows),
+            node_distances=[rows[node] for node in sorted(rows)],
+            memory_mib=raw["memset"]["total"],
+            host_cpus=cpuset["host_count"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error!r}") from error
