@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from core.cpuset import parse_cpu_list
 from core.level import parse_level
 from core.model import Vm
-from core.topology import Cpu, Topology
+from core.topology import Topology
+from vmstackd.topology_source import load_topology
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REASONS = {
@@ -197,36 +198,7 @@ def _topology(path: Path, header: RawHeader) -> Topology:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise ValueError(f"the topology {name!r} is in none of {', '.join(str(place.parent) for place in places[:2])}")
-    topology = prototype_topology(found)
+    topology = load_topology(f"file:{found}")
     if len(topology.cpu_ids) != header.usable_cpus:
         raise ValueError(f"{found} has {len(topology.cpu_ids)} CPUs, not {header.usable_cpus}")
     return topology
-
-
-def prototype_topology(path: Path) -> Topology:
-    """The prototype's JSON; the distances it stores are not looked at."""
-    try:
-        raw: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-        cpuset = raw["cpuset"]
-        rows = {int(node): row for node, row in cpuset["numa_distances"].items()}
-        names = list(cpuset["cpu_list"][0]["cache_level"])
-        return Topology(
-            name=path.stem,
-            cpus=[
-                Cpu(
-                    id=cpu["cpu_id"],
-                    package=cpu["numa_node"],
-                    node=cpu["numa_node"],
-                    core=min(cpu["cpu_id"], *cpu["sib_smt"]) if cpu["sib_smt"] else cpu["cpu_id"],
-                    caches=tuple(cpu["cache_level"].values()),
-                )
-                for cpu in cpuset["cpu_list"]
-            ],
-            cache_names=names,
-            nodes=sorted(rows),
-            node_distances=[rows[node] for node in sorted(rows)],
-            memory_mib=raw["memset"]["total"],
-            host_cpus=cpuset["host_count"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {error!r}") from error
