@@ -17,7 +17,7 @@ from msgspec import Meta, Raw
 from core.cpuset import HIGHEST_CPU, CpuListError, parse_cpu_list
 from core.topology import NO_CACHE, Cpu, Topology, TopologyError
 from vmstackd.topology_source.base import HIGHEST_NODE, LONGEST_NAME, SourceError, check_name, read_file
-from vmstackd.topology_source.json_text import JsonText, Where
+from vmstackd.topology_source.json_text import JsonText, Where, shown
 from vmstackd.topology_source.prototype import Mib, NodeDistance, read_prototype
 
 VERSION = 1
@@ -53,17 +53,17 @@ class _Node(msgspec.Struct, forbid_unknown_fields=True):
 
 def load_file(path: str) -> Topology:
     """The topology in a file, ours or the prototype's. Raises SourceError."""
-    shown = Path(path)
-    document = JsonText(shown, read_file(shown, LARGEST_FILE))
+    where = Path(path)
+    document = JsonText(where, read_file(where, LARGEST_FILE))
     fields = document.fields()
     if "cpuset" in fields:
-        stem = "".join(c for c in shown.stem.removeprefix("topology_") if c.isprintable())
+        stem = "".join(c for c in where.stem.removeprefix("topology_") if c.isprintable())
         return read_prototype(document, stem[:LONGEST_NAME] or "host")
     if MARK not in fields:
         message = f'is not a topology file: it has neither "{MARK}" (ours) nor "cpuset" (the prototype\'s)'
-        raise SourceError(shown, message)
+        raise SourceError(where, message)
     if len(document.text) > LARGEST_OWN_FILE:
-        raise SourceError(shown, f"is larger than {LARGEST_OWN_FILE} bytes")
+        raise SourceError(where, f"is larger than {LARGEST_OWN_FILE} bytes")
     version = document.decode(int, fields[MARK], (MARK,))
     if version != VERSION:
         raise document.error((MARK,), f"this program reads version {VERSION}, not {version}")
@@ -176,13 +176,16 @@ class _Reader:
     def _group_ids(self, where: Where, texts: Mapping[int, str], inner: str = "") -> dict[int, int]:
         """For each CPU named the id of its group; no CPU is in two."""
         group_of: dict[int, int] = {}
-        named = where[0] in {"packages", "nodes"}
+
+        def place_of(group: int) -> Where:
+            step = str(group) if where[0] in {"packages", "nodes"} else group
+            return (*where, step, inner) if inner else (*where, step)
+
         for group, text in texts.items():
-            step: str | int = str(group) if named else group
-            place: Where = (*where, step, inner) if inner else (*where, step)
+            place = place_of(group)
             for cpu in self._members(place, text):
                 if cpu in group_of:
-                    self._refuse(place, f"CPU {cpu} is in group {group_of[cpu]} too")
+                    self._refuse(place, f"CPU {cpu} is in {shown(place_of(group_of[cpu]))} too")
                 group_of[cpu] = group
         return group_of
 
