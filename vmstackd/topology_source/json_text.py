@@ -16,7 +16,7 @@ T = TypeVar("T")
 Where = tuple[str | int, ...]
 """Keys and positions that lead from the document to one of its values."""
 
-_MARK = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 _BYTE = re.compile(r" \(byte ([0-9]+)\)$")
 _PATH = re.compile(r"(?: - at (?:`key` in )?`\$([^`]*)`)$")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[([0-9]+)\]")
@@ -40,13 +40,16 @@ class JsonText:
         return self.decode(dict[str, msgspec.Raw])
 
     def decode(self, into: type[T], part: msgspec.Raw | None = None, where: Where = ()) -> T:
-        """The document, or a part of it that is found at where, as a type. Raises SourceError."""
+        """The document, or a part of it that is found at where, as a type. Raises SourceError.
+
+        A part comes from a decoded document, so that it cannot be malformed JSON any more.
+        """
         try:
             return msgspec.json.decode(self._data if part is None else part, type=into)
         except msgspec.ValidationError as error:
             self._refuse(into, str(error), where)
         except msgspec.DecodeError as error:
-            self._malformed(str(error), where if part is not None else None, error)
+            self._malformed(str(error), error)
         except RecursionError as error:
             raise SourceError(self.path, "is nested too deeply", field=shown(where)) from error
 
@@ -82,11 +85,9 @@ class JsonText:
             raise self.error((*where, unknown[1]), f"is not a field; allowed: {allowed}")
         raise self.error(where, text[:1].lower() + text[1:])
 
-    def _malformed(self, text: str, where: Where | None, error: Exception) -> NoReturn:
+    def _malformed(self, text: str, error: Exception) -> NoReturn:
         byte = _BYTE.search(text)
         text = text[: byte.start()] if byte else text
-        if where is not None:
-            raise self.error(where, text) from error
         offset = int(byte[1]) if byte else len(self._data)
         raise SourceError(self.path, text, line=self._data.count(b"\n", 0, offset) + 1) from error
 
@@ -95,28 +96,34 @@ class JsonText:
         path: list[str | int] = []
         in_object: list[bool] = []
         at_key = False
-        for match in _MARK.finditer(self.text):
-            mark = match[0]
-            if mark in "}]":
+        for match in _PIECE.finditer(self.text):
+            piece = match[0]
+            if piece in "}]":
                 path.pop()
                 in_object.pop()
-            elif mark == ",":
+            elif piece == ",":
                 at_key = in_object[-1]
                 if not at_key:
                     path[-1] = int(path[-1]) + 1
-            elif mark == ":":
+            elif piece == ":":
                 at_key = False
             elif at_key:
-                path[-1] = mark[1:-1]
+                path[-1] = piece[1:-1]
             else:
                 yield tuple(path), match.start()
-                if mark in "{[":
-                    at_key = mark == "{"
+                if piece in "{[":
+                    at_key = piece == "{"
                     in_object.append(at_key)
                     path.append("" if at_key else 0)
 
 
 def shown(where: Where) -> str:
     """A place as people write it: nodes.1.distances[0]."""
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where)
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{_plain(step)}" for step in where)
     return text.removeprefix(".")
+
+
+def _plain(key: str) -> str:
+    """A key of any length and content, fit for one line."""
+    key = key if len(key) <= 40 else f"{key[:37]}..."
+    return key if key.isprintable() else ascii(key)

@@ -59,6 +59,7 @@ def read_prototype(document: JsonText, name: str) -> Topology:
     nodes, distances = _nodes(document, parts.cpuset.numa_distances)
     depth = _cache_depth(document, cpus)
     packages = _groups(document, cpus, "sib_cpu")
+    cores = _groups(document, cpus, "sib_smt")
     numbers = {first: number for number, first in enumerate(sorted(set(packages)))}
     known = set(nodes)
     for index, cpu in enumerate(cpus):
@@ -76,7 +77,7 @@ def read_prototype(document: JsonText, name: str) -> Topology:
                     core=core,
                     caches=tuple([cpu.cache_level.get(str(level), NO_CACHE) for level in range(depth)]),
                 )
-                for cpu, core, package in zip(cpus, _groups(document, cpus, "sib_smt"), packages, strict=True)
+                for cpu, core, package in zip(cpus, cores, packages, strict=True)
             ],
             cache_names=[*_FIRST_CACHES, *(f"L{level}" for level in range(4, _MOST_CACHES))][:depth],
             nodes=nodes,
