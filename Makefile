@@ -1,9 +1,11 @@
 # make run     the daemon on this machine, with real VMs (embedded libvirt)
 # make test    every test
-# The first of either sets the machine up; see README.md for the others.
+# The first of either sets the machine up; `make` alone lists the others.
 
 PYTHON := .venv/bin/python
+# Where make run keeps its images and VMs, and what else it tells vmstackd: make run ARGS="--http-port 8199"
 STATE_DIR ?= /var/tmp/vmstack
+ARGS ?=
 TRACES ?= ../shared/reference/t*.jsonl
 
 .DEFAULT_GOAL := help
@@ -12,21 +14,24 @@ TRACES ?= ../shared/reference/t*.jsonl
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-CORE := $(shell find core -name '*.py' -o -name '*.pyx') setup.py pyproject.toml constraints.txt tools/setup
+# Nothing is downloaded when only the core has changed.
+.venv/packages: pyproject.toml constraints.txt tools/setup
+	@tools/setup
+	@touch $@
 
-.venv/ready: $(CORE)
-	tools/setup
-	touch $@
+.venv/ready: .venv/packages setup.py $(shell find core -name '*.py' -o -name '*.pyx' -o -name '*.pxd')
+	@$(PYTHON) setup.py -q build_ext --inplace
+	@touch $@
 
 setup: .venv/ready  ## system packages, virtual environment, compiled core
 
 build: .venv/ready  ## the compiled core
 
-run: .venv/ready  ## vmstackd with real VMs, HTTP on 127.0.0.1:8099; Ctrl-C ends it, VMs run on
-	@$(PYTHON) -m vmstackd.embedded run $(STATE_DIR)
+run: .venv/ready  ## vmstackd with real VMs, HTTP on 127.0.0.1:8099
+	@$(PYTHON) -m tools.run $(STATE_DIR) $(ARGS)
 
 purge: .venv/ready  ## end the VMs of make run and delete their state
-	@$(PYTHON) -m vmstackd.embedded purge $(STATE_DIR)
+	@$(PYTHON) -m tools.purge $(STATE_DIR)
 
 test: .venv/ready  ## every test; what this machine cannot run is skipped by name
 	$(PYTHON) -m pytest
