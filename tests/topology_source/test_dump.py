@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,6 @@ from core.cpuset import parse_cpu_list
 from core.topology import NO_CACHE, Cpu, Topology
 from tests.topology_source.helpers import ROOT, TOPOLOGIES, shape, table
 from vmstackd.topology_source import dump_topology, load_topology
-
 
 GENERATED = [
     shlex.split(line)[1:] for line in (ROOT / "tools/topologies").read_text().splitlines() if line.startswith("write ")
@@ -28,6 +30,13 @@ def test_every_file_is_generated() -> None:
 def test_file_is_current(name: str, spec: str, exclude: str) -> None:
     text = dump_topology(load_topology(f"{spec},name={name}", parse_cpu_list(exclude)))
     assert (TOPOLOGIES / f"{name}.json").read_text() == text, "run make topologies"
+
+
+def test_the_script_writes_them(tmp_path: Path) -> None:
+    script = ROOT / "tools/topologies"
+    subprocess.run([script, tmp_path], env={**os.environ, "PYTHON": sys.executable}, check=True, timeout=60)
+    for name, _, _ in GENERATED:
+        assert (tmp_path / f"{name}.json").read_bytes() == (TOPOLOGIES / f"{name}.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in GENERATED])
