@@ -118,15 +118,17 @@ def _cache_depth(document: JsonText, cpus: list[_Cpu]) -> int:
 
 def _groups(document: JsonText, cpus: list[_Cpu], field: str) -> list[int]:
     """For each CPU the lowest one of its group; CPUs of one group must name each other."""
-    group_of: dict[int, frozenset[int]] = {}
-    same: dict[frozenset[int], frozenset[int]] = {}
+    grouped: set[int] = set()
+    known: set[frozenset[int]] = set()
     lowest = []
     for index, cpu in enumerate(cpus):
         group = frozenset((cpu.cpu_id, *getattr(cpu, field)))
-        group = same.setdefault(group, group)
-        for other in group:
-            if group_of.setdefault(other, group) is not group:
-                where = ("cpuset", "cpu_list", index, field)
-                raise document.error(where, f"names other CPUs than the field of CPU {other} or of one beside it")
+        if group not in known:
+            known.add(group)
+            for other in group:
+                if other in grouped:
+                    where = ("cpuset", "cpu_list", index, field)
+                    raise document.error(where, f"names other CPUs than the field of CPU {other} or of one beside it")
+            grouped |= group
         lowest.append(min(group))
     return lowest
