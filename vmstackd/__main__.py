@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from core.cpuset import format_cpu_list
 from vmstackd import app, log
+from vmstackd.hypervisor.base import HypervisorError
 from vmstackd.settings import DEFAULT_FILE, SETTINGS, Settings, SettingsError, load_settings
 from vmstackd.topology_source import dump_topology
 from vmstackd.version import VERSION
@@ -34,8 +36,15 @@ exit codes: 0 done, 1 failed, 2 usage, 6 hypervisor unreachable, 78 configuratio
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {log.one_line(message)}; {self.prog} -h shows what there is\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vmstackd",
         description="Places VMs of several oversubscription levels into disjoint sets of this host's CPUs.",
         epilog=_EPILOG,
@@ -73,23 +82,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(flags, os.environ, given.env_file, given.config)
         if given.dump_topology:
-            sys.stdout.write(dump_topology(app.host_state(settings).topology))
-            return app.EXIT_DONE
+            return _print(dump_topology(app.host_state(settings).topology))
         if given.check_config:
             return _check(settings)
         log.set_up(debug=settings.debug > 0)
         return asyncio.run(app.run(settings))
     except SettingsError as error:
-        sys.stderr.write(f"vmstackd: {error}\n")
-        return EXIT_CONFIG
+        return _fail(error, EXIT_CONFIG)
+    except HypervisorError as error:
+        return _fail(error, app.EXIT_UNAVAILABLE)
+    except KeyboardInterrupt:  # before the event loop took over the signals: nothing has been started
+        return app.EXIT_DONE
+
+
+def _print(text: str) -> int:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered has nowhere to go; without this, Python would try again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(f"cannot write: {error.strerror}", app.EXIT_FAILED)
+    return app.EXIT_DONE
+
+
+def _fail(error: Exception | str, code: int) -> int:
+    sys.stderr.write(f"vmstackd: {log.one_line(str(error))}\n")
+    return code
 
 
 def _check(settings: Settings) -> int:
     state = app.host_state(settings)
     app.hypervisor(settings)
     cpus = format_cpu_list(sorted(state.topology.cpu_ids))
-    sys.stdout.write(f"vmstackd: the configuration is usable: CPUs {cpus}, {state.memory_mib} MiB\n")
-    return app.EXIT_DONE
+    return _print(f"vmstackd: the configuration is usable: CPUs {cpus}, {state.memory_mib} MiB\n")
 
 
 def _refuse_trace(parser: argparse.ArgumentParser, path: str) -> None:
@@ -99,7 +125,7 @@ def _refuse_trace(parser: argparse.ArgumentParser, path: str) -> None:
             start = file.read(256)
     except OSError as error:
         parser.error(f"--load {path}: cannot be read: {error.strerror}")
-    if start.startswith(b"tmp\t") or path.endswith(".csv"):
+    if start.startswith(b"tmp\t") or path.lower().endswith(".csv"):
         parser.error(f"--load {path}: this is a recorded trace; this version loads topologies but cannot replay traces")
 
 

@@ -41,8 +41,12 @@ def _text(value: object) -> str:
     text = value if isinstance(value, str) else str(value)
     if text and _PLAIN.issuperset(text):
         return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped) + '"'
+    return '"' + one_line(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def one_line(text: str) -> str:
+    """The text with everything escaped that could end a line or move a terminal's cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Formatter(logging.Formatter):
@@ -53,7 +57,9 @@ class _Formatter(logging.Formatter):
         parts += [f"{key}={_text(value)}" for key, value in fields.items() if value is not None]
         line = " ".join(parts)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            # Set in, since the text of an exception may hold what a user wrote.
+            trace = self.formatException(record.exc_info).split("\n")
+            line += "".join(f"\n    {one_line(part)}" for part in trace)
         return line
 
 

@@ -130,17 +130,25 @@ def _cpus(value: object) -> tuple[int, ...]:
 
 def _critical_sizes(value: object) -> dict[int, int]:
     allowed = 'sizes by level, as "2.0=4,3.0=6" or a TOML table'
-    pairs: object = value
     if isinstance(value, str):
-        pairs = dict(item.split("=", 1) for item in value.split(",") if "=" in item)
-        if len(pairs) != len([item for item in value.split(",") if item.strip()]):
-            raise ValueError(allowed)
-    if not isinstance(pairs, dict):
+        items = [item.partition("=") for item in value.split(",") if item.strip()]
+        pairs: list[tuple[str, Any]] = [(level.strip(), size.strip()) for level, _, size in items]
+    elif isinstance(value, dict):
+        pairs = list(value.items())
+    else:
         raise ValueError(allowed)
-    try:
-        return {parse_level(str(level).strip()): _whole(0, 1_000_000)(size) for level, size in pairs.items()}
-    except LevelError as error:
-        raise ValueError(f"{allowed} ({error})") from error
+    sizes: dict[int, int] = {}
+    for text, size in pairs:
+        try:
+            level, count = parse_level(text), _whole(0, 1_000_000)(size)
+        except LevelError as error:
+            raise ValueError(f"{allowed} ({error})") from error
+        except ValueError as error:
+            raise ValueError(f"{allowed} (level {text}: {error})") from error
+        sizes[level] = count
+    if len(sizes) != len(pairs):
+        raise ValueError(f"{allowed}, each level once")
+    return sizes
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -241,15 +249,13 @@ def load_settings(
         try:
             found[key] = rows[key].read(value)
         except ValueError as error:
-            shown = repr(value if len(repr(value)) < 60 else repr(value)[:60] + "...")
-            raise SettingsError(f"{where}: {shown} is not allowed; it must be {error}") from error
+            raise SettingsError(f"{where}: {_shown(value)} is not allowed; it must be {error}") from error
 
-    path = config_file if config_file is not None else DEFAULT_FILE
-    if config_file is not None or path.exists():
-        for key, value in _read_toml(path).items():
-            if key not in rows:
-                raise SettingsError(f"{path}: {key}: there is no such setting; known are {', '.join(sorted(rows))}")
-            take(key, value, f"{path}: {key}")
+    path = DEFAULT_FILE if config_file is None else config_file
+    for key, value in _read_toml(path, optional=config_file is None).items():
+        if key not in rows:
+            raise SettingsError(f"{path}: {key}: there is no such setting; known are {', '.join(sorted(rows))}")
+        take(key, value, f"{path}: {key}")
     if env_file is not None:
         _take_env_file(env_file, take)
     for row in SETTINGS:
@@ -260,12 +266,21 @@ def load_settings(
     return Settings(**found)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "so large a number"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _read_toml(path: Path, *, optional: bool) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if optional and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not a TOML file: {error}") from error
 
 

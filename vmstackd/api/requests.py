@@ -101,7 +101,7 @@ def _check_size(vcpus: int, memory_mib: int, level: int) -> None:
     if not 1 <= vcpus <= MAX_VCPUS:
         raise InvalidRequest(f"vcpus: must be a whole number from 1 to {MAX_VCPUS}", field="vcpus")
     if not 1 <= memory_mib <= MAX_MEMORY_MIB:
-        raise InvalidRequest(f"memory: must be from 1 to {MAX_MEMORY_MIB} MiB", field="memory")
+        raise InvalidRequest(f"memory_mib: must be a whole number from 1 to {MAX_MEMORY_MIB} MiB", field="memory_mib")
     if not LOWEST <= level <= HIGHEST:
         raise InvalidRequest(f"level: must be from {format_level(LOWEST)} to {format_level(HIGHEST)}", field="level")
 

@@ -1,30 +1,31 @@
-"""HTTP as users of the prototype type it (SEMANTICS 7 and 10), with metrics and a health check.
-
-Only here are levels called ``oc`` and memory counted in GB (1 GB = 1024 MiB).
-"""
+"""HTTP as users of the prototype type it (SEMANTICS 7 and 10), with metrics and a health check."""
 
 from __future__ import annotations
 
+import errno
 import itertools
+import logging
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from fractions import Fraction
+from contextvars import ContextVar
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import ClientError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from core.level import UNIT, LevelError, format_level, parse_level
+from core.level import UNIT, format_level
 from vmstackd import log
 from vmstackd.api import replies, requests
 from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import Denied, Internal, InvalidRequest, NoCapacity, NotFound, VmstackError
 from vmstackd.engine import Engine
 from vmstackd.metrics import CONTENT_TYPE, Metrics
+from vmstackd.transports import http_values
 
 WELCOME = "Scheduler is working and waiting for instructions"
-MAX_QUERY_BYTES = 8190
+MAX_FORM_BYTES = 16 * 1024
 
 _EXAMPLES = {
     "/deploy": "/deploy?name=example&cpu=1&mem=1&oc=1.0&qcow2=/var/lib/libvirt/images/volume.qcow2",
@@ -36,7 +37,25 @@ _PARAMETERS = {
     "/remove": ("name",),
     "/progress": ("cpu", "mem", "oc"),
 }
+_OWN_WORDS = {"vcpus": "cpu", "memory_mib": "mem", "level": "oc", "image": "qcow2"}
+"""What fields of requests are called here."""
+
+_CHANGING = ("/deploy", "/remove")
+_FORM = "application/x-www-form-urlencoded"
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+class _Call:
+    """One HTTP request. asked: whether it has reached the engine."""
+
+    __slots__ = ("asked", "request_id")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.asked = False
+
+
+_CALL: ContextVar[_Call] = ContextVar("call")
 
 _R = TypeVar("_R", bound=replies.Reply)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -44,7 +63,10 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, so that a taken port is known before anything else is started. Raises OSError."""
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    except UnicodeError as error:
+        raise OSError(errno.EINVAL, f"not a host name: {error}") from error
     return socket.create_server((host, port), family=family, backlog=128)
 
 
@@ -73,7 +95,7 @@ class HttpTransport:
 
     async def start(self) -> None:
         """Begin to answer."""
-        app = web.Application(middlewares=[self._guarded])
+        app = web.Application(middlewares=[self._guarded], client_max_size=MAX_FORM_BYTES)
         for path, handler in (
             ("/", self._welcome),
             ("/status", self._status),
@@ -84,9 +106,11 @@ class HttpTransport:
             ("/metrics", self._metrics_text),
             ("/healthz", self._health),
         ):
-            app.router.add_get(path, handler)
+            app.router.add_get(path, handler, allow_head=path not in _CHANGING)
             app.router.add_post(path, handler)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_aiohttp_log, handle_signals=False, shutdown_timeout=5.0
+        )
         await self._runner.setup()
         await web.SockSite(self._runner, self._listener).start()
 
@@ -97,38 +121,65 @@ class HttpTransport:
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        given = request.headers.get("X-Request-Id", "")
+        call = _Call(given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else f"http-{next(self._numbers)}")
+        _CALL.set(call)
+        response = await self._answer(request, handler, call)
+        response.headers["X-Request-Id"] = call.request_id
+        return response
+
+    async def _answer(self, request: web.Request, handler: _Handler, call: _Call) -> web.StreamResponse:
         try:
             self._refuse_other_sites(request)
             return await handler(request)
         except VmstackError as error:
+            if not call.asked:  # what the engine was asked is in the log already
+                log.info(
+                    "http-refused",
+                    request=call.request_id,
+                    caller=f"http:{request.remote}",
+                    asked=f"{request.method} {request.raw_path[:200]}",
+                    outcome=error.code,
+                    why=error.message,
+                )
             return _error(error)
         except web.HTTPNotFound:
             return _error(NotFound(f"there is no {request.path[:80]!r} here; see / and the README for what there is"))
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            refusal = InvalidRequest(f"{request.method} is not possible here, only {allowed}")
+            return _error(refusal, error.status, {"Allow": allowed})
         except web.HTTPException as error:
-            return web.json_response({"success": False, "reason": error.reason}, status=error.status)
+            return _error(InvalidRequest(error.text or error.reason), error.status)
         except Exception:
-            log.logger.exception("unexpected error in the HTTP endpoint")
+            log.logger.exception("unexpected error in the HTTP endpoint, request %s", call.request_id)
             return _error(Internal("internal error; the log of vmstackd has the details"))
 
     def _refuse_other_sites(self, request: web.Request) -> None:
-        host = _host_name(request.headers.get("Host", ""))
-        if host not in self._names and host != _own_address(request):
-            raise Denied(
-                f"the request is addressed to {host[:80]!r}, which is not a name of this host; "
-                "add it to http_names if it is"
-            )
+        header = request.headers.get("Host")
+        # Browsers always say which host they mean; only old programs leave it out, in HTTP/1.0.
+        if header is not None:
+            host = _host_name(header)
+            if host not in self._names and host != _own_address(request):
+                raise Denied(
+                    f"the request is addressed to {header[:80]!r}, which is not a name of this host; "
+                    "add it to http_names if it is"
+                )
         if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             raise Denied("requests that a browser sends from another site are refused")
         origin = request.headers.get("Origin")
-        if origin is not None and (urlsplit(origin).netloc.lower() != request.headers["Host"].lower()):
+        if origin is not None and (header is None or _site(origin) != header.lower()):
             raise Denied("requests that a browser sends from another site are refused")
 
     async def _ask(self, http: web.Request, request: requests.Request, answer: type[_R]) -> _R:
         # As with the prototype, whoever reaches the port may change things; hence loopback by default.
         caller = Caller(transport="http", identity=http.remote or "unknown", role=Role.OPERATOR)
-        given = http.headers.get("X-Request-Id", "")
-        request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else f"http-{next(self._numbers)}"
-        reply = await self._engine.handle(request, caller, request_id)
+        call = _CALL.get()
+        call.asked = True
+        try:
+            reply = await self._engine.handle(request, caller, call.request_id)
+        except InvalidRequest as error:
+            raise _in_own_words(error) from error
         if not isinstance(reply, answer):
             raise TypeError(f"{type(request).__name__} was answered with {type(reply).__name__}")
         return reply
@@ -149,9 +200,9 @@ class HttpTransport:
             http,
             requests.Deploy(
                 name=given["name"],
-                vcpus=_whole("cpu", given["cpu"]),
-                memory_mib=_memory_mib(given["mem"]),
-                level=_level(given["oc"]),
+                vcpus=http_values.whole("cpu", given["cpu"]),
+                memory_mib=http_values.memory_mib("mem", given["mem"]),
+                level=http_values.level("oc", given["oc"]),
                 image=given["qcow2"],
             ),
             replies.Deployed,
@@ -168,9 +219,9 @@ class HttpTransport:
         reply = await self._ask(
             http,
             requests.Progress(
-                vcpus=_whole("cpu", given["cpu"]),
-                memory_mib=_memory_mib(given["mem"]),
-                level=_level(given["oc"]),
+                vcpus=http_values.whole("cpu", given["cpu"]),
+                memory_mib=http_values.memory_mib("mem", given["mem"]),
+                level=http_values.level("oc", given["oc"]),
             ),
             replies.ProgressReply,
         )
@@ -216,7 +267,7 @@ def legacy_status(reply: replies.StatusReply) -> dict[str, Any]:
     }
 
 
-def _error(error: VmstackError) -> web.Response:
+def _error(error: VmstackError, status: int = 0, headers: Mapping[str, str] | None = None) -> web.Response:
     """The prototype's form; what it did not say is beside it."""
     reason = error.message
     if isinstance(error, NoCapacity):
@@ -224,12 +275,45 @@ def _error(error: VmstackError) -> web.Response:
     elif isinstance(error, NotFound) and "does not exist" in error.message:
         reason = "does not exist"
     body = {"success": False, "reason": reason, "error": error.code, "message": error.message, **error.details}
-    return web.json_response(body, status=error.http_status)
+    return web.json_response(body, status=status or error.http_status, headers=headers)
+
+
+def _in_own_words(error: InvalidRequest) -> InvalidRequest:
+    """The error with the field called what it is called here."""
+    field = str(error.details.get("field", ""))
+    if field not in _OWN_WORDS:
+        return error
+    word = _OWN_WORDS[field]
+    rest = error.message.removeprefix(f"{field}: ")
+    return InvalidRequest(f"{word}: {rest}", **(error.details | {"field": word}))
+
+
+class _ClientFaults(logging.Filter):
+    """Keeps what a client did wrong out of the log, unless one looks for it, and above all its bytes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError | web.RequestPayloadError | ClientError | ConnectionError):
+            return True
+        log.event(logging.DEBUG, "http-malformed", reason=type(error).__name__, text=str(error)[:200])
+        return False
+
+
+_aiohttp_log = logging.getLogger("vmstackd.http")
+_aiohttp_log.addFilter(_ClientFaults())
 
 
 def _own_address(request: web.Request) -> str:
     """The address at which the request arrived: as a Host header it cannot come from another site's name."""
     return str(request.transport.get_extra_info("sockname", ("",))[0]) if request.transport is not None else ""
+
+
+def _site(origin: str) -> str:
+    """Host and port of an Origin header; empty for "null" and for what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _host_name(header: str) -> str:
@@ -240,41 +324,21 @@ def _host_name(header: str) -> str:
 
 async def _parameters(http: web.Request) -> Mapping[str, str]:
     """The parameters of a call, each given exactly once, in the query or in a form that was posted."""
-    if len(http.raw_path) > MAX_QUERY_BYTES:
-        raise InvalidRequest(f"the request is longer than {MAX_QUERY_BYTES} bytes")
-    pairs: list[tuple[str, Any]] = list(http.query.items())
+    encoded = http.raw_path.partition("?")[2]
     if http.method == "POST":
-        pairs += (await http.post()).items()
-    wanted = _PARAMETERS[http.path]
-    usage = f"usage: {_EXAMPLES[http.path]}"
-    given: dict[str, str] = {}
-    for key, value in pairs:
-        if key not in wanted:
-            raise InvalidRequest(f"{key[:40]!r} is not a parameter here; {usage}", field=key[:40])
-        if key in given or not isinstance(value, str):
-            raise InvalidRequest(f"{key} is given twice, or as a file; {usage}", field=key)
-        given[key] = value
-    missing = [key for key in wanted if key not in given]
-    if missing:
-        raise InvalidRequest(f"missing: {', '.join(missing)}; {usage}", field=missing[0])
-    return given
+        encoded += "&" + await _form(http)
+    return http_values.parameters(encoded, _PARAMETERS[http.path], _EXAMPLES[http.path])
 
 
-def _whole(field: str, text: str) -> int:
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
-        raise InvalidRequest(f"{field}: {text[:40]!r} is not a whole number of vCPUs", field=field)
-    return int(text)
-
-
-def _memory_mib(text: str) -> int:
-    match = re.fullmatch(r"-?[0-9]{1,12}(\.[0-9]{1,18})?", text)
-    if match is None:
-        raise InvalidRequest(f"mem: {text[:40]!r} is not a number of GB, such as 2 or 0.5", field="mem")
-    return int(Fraction(text) * 1024)
-
-
-def _level(text: str) -> int:
+async def _form(http: web.Request) -> str:
+    if not http.body_exists:
+        return ""
+    if http.content_type != _FORM or (http.charset or "utf-8").lower() != "utf-8":
+        given = http.headers.get("Content-Type", "no Content-Type")
+        raise InvalidRequest(f"a body must be a form in UTF-8 ({_FORM}), not {given[:80]!r}", field="Content-Type")
     try:
-        return parse_level(text)
-    except LevelError as error:
-        raise InvalidRequest(f"oc: {error}", field="oc") from error
+        return (await http.read()).decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("the form is not UTF-8", field="body") from error
+    except web.RequestPayloadError as error:
+        raise InvalidRequest("the body cannot be decoded", field="body") from error

@@ -1,0 +1,72 @@
+"""What users of the prototype type, as exact values: parameters, whole numbers, GB, levels.
+
+Only here and in ``http`` are levels called ``oc`` and memory counted in GB (1 GB = 1024 MiB).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from urllib.parse import unquote_plus
+
+from core.level import LevelError, parse_level
+from vmstackd.api.errors import InvalidRequest
+
+MOST_PARAMETERS = 20
+SHOWN = 40
+"""Characters of a wrong value that are shown in the answer."""
+
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def parameters(encoded: str, wanted: Sequence[str], example: str) -> Mapping[str, str]:
+    """Each wanted parameter, given exactly once in a text such as ``name=a&cpu=2``. Raises InvalidRequest."""
+    usage = f"usage: {example}"
+    given: dict[str, str] = {}
+    parts = [part for part in encoded.split("&") if part]
+    if len(parts) > MOST_PARAMETERS:
+        raise InvalidRequest(f"there are more than {MOST_PARAMETERS} parameters; {usage}")
+    for part in parts:
+        encoded_key, _, encoded_value = part.partition("=")
+        key = _decode("the name of a parameter", encoded_key)
+        if key not in wanted:
+            raise InvalidRequest(f"{key[:SHOWN]!r} is not a parameter here; {usage}", field=key[:SHOWN])
+        if key in given:
+            raise InvalidRequest(f"{key}: is given twice; {usage}", field=key)
+        given[key] = _decode(key, encoded_value)
+    missing = [key for key in wanted if key not in given]
+    if missing:
+        raise InvalidRequest(f"missing: {', '.join(missing)}; {usage}", field=missing[0])
+    return given
+
+
+def _decode(what: str, text: str) -> str:
+    if _BAD_ESCAPE.search(text):
+        raise InvalidRequest(f"{what}: a percent sign that is not followed by two digits; write it as %25", field=what)
+    try:
+        return unquote_plus(text, encoding="utf-8", errors="strict")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{what}: is not UTF-8", field=what) from error
+
+
+def whole(field: str, text: str) -> int:
+    """A whole number. Raises InvalidRequest."""
+    if not re.fullmatch(r"-?[0-9]{1,40}", text):
+        raise InvalidRequest(f"{field}: {text[:SHOWN]!r} is not a whole number", field=field)
+    return int(text)
+
+
+def memory_mib(field: str, text: str) -> int:
+    """GB, perhaps with decimals, as MiB; a rest below one MiB is dropped. Raises InvalidRequest."""
+    if not re.fullmatch(r"-?[0-9]{1,12}(\.[0-9]{1,18})?", text):
+        raise InvalidRequest(f"{field}: {text[:SHOWN]!r} is not a number of GB, such as 2 or 0.5", field=field)
+    return int(Fraction(text) * 1024)
+
+
+def level(field: str, text: str) -> int:
+    """A level in thousandths. Raises InvalidRequest."""
+    try:
+        return parse_level(text)
+    except LevelError as error:
+        raise InvalidRequest(f"{field}: {error}", field=field) from error
