@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from core.capacity import cpus_needed, growth, largest_vcpus, subset_need
+from core.distances import CpuPool
 from core.model import HostState, Pin, Plan, Refusal, Rules, Subset, Vm
 from core.policy.base import Policy
 from core.topology import Topology
@@ -60,14 +61,8 @@ def plan_deploy(state: HostState, vm: Vm, policy: Policy) -> Plan | Refusal:
     count = growth(state.rules, subset, vm.level, vm.vcpus)
     if subset is None:
         taken = policy.create(state, count)
-        grown = Subset(
-            level=vm.level,
-            cpus=taken,
-            vms={vm.name: vm},
-            vcpus=vm.vcpus,
-            widths={vm.vcpus: 1},
-            sums=state.topology.distances.sums(taken),
-        )
+        sums = state.topology.distances.sums(taken)
+        grown = Subset(vm.level, taken, {vm.name: vm}, vm.vcpus, {vm.vcpus: 1}, sums)
     else:
         taken = policy.grow(state, subset, count) if count else ()
         grown = _with_vm(subset, vm, taken)
@@ -76,7 +71,7 @@ def plan_deploy(state: HostState, vm: Vm, policy: Policy) -> Plan | Refusal:
         state=_next(
             state,
             _replaced(state.subsets, subset, grown),
-            free=state.free.minus(taken) if taken else state.free,
+            free=state.free.minus(taken),
             allocated_mib=state.allocated_mib + vm.memory_mib,
         ),
         vm=vm,
@@ -187,7 +182,7 @@ def free_cpus(state: HostState, cpus: Iterable[int]) -> HostState:
 
 def hold(state: HostState, cpus: Iterable[int], memory_mib: int) -> HostState:
     """Free CPUs among these become held, and so much memory in all counts as used by VMs of no subset."""
-    kept = tuple(cpu for cpu in cpus if cpu in state.free)
+    kept = tuple([cpu for cpu in dict.fromkeys(cpus) if cpu in state.free])
     if not kept and memory_mib == state.held_mib:
         return state
     return _next(
@@ -232,7 +227,7 @@ def _plan_leaving(
         state=_next(
             state,
             _replaced(state.subsets, subset, rest),
-            free=state.free.minus(taken) if taken else state.free,
+            free=state.free.minus(taken),
             held=tuple(sorted((*state.held, *released))) if released else state.held,
             allocated_mib=state.allocated_mib - vm.memory_mib,
         ),
@@ -246,21 +241,21 @@ def _plan_leaving(
 def _next(
     state: HostState,
     subsets: tuple[Subset, ...],
-    free: object = None,
+    free: CpuPool | None = None,
     held: tuple[int, ...] | None = None,
     allocated_mib: int | None = None,
     held_mib: int | None = None,
 ) -> HostState:
     return HostState(
-        topology=state.topology,
-        rules=state.rules,
-        memory_mib=state.memory_mib,
-        subsets=subsets,
-        free=state.free if free is None else free,  # type: ignore[arg-type]
-        held=state.held if held is None else held,
-        allocated_mib=state.allocated_mib if allocated_mib is None else allocated_mib,
-        held_mib=state.held_mib if held_mib is None else held_mib,
-        generation=state.generation + 1,
+        state.topology,
+        state.rules,
+        state.memory_mib,
+        subsets,
+        state.free if free is None else free,
+        state.held if held is None else held,
+        state.allocated_mib if allocated_mib is None else allocated_mib,
+        state.held_mib if held_mib is None else held_mib,
+        state.generation + 1,
     )
 
 
@@ -277,14 +272,7 @@ def _with_vm(subset: Subset, vm: Vm, taken: tuple[int, ...]) -> Subset:
     vms[vm.name] = vm
     widths = subset.widths.copy()
     widths[vm.vcpus] = widths.get(vm.vcpus, 0) + 1
-    return Subset(
-        level=subset.level,
-        cpus=subset.cpus + taken,
-        vms=vms,
-        vcpus=subset.vcpus + vm.vcpus,
-        widths=widths,
-        sums=subset.sums.plus(taken) if taken else subset.sums,
-    )
+    return Subset(subset.level, subset.cpus + taken, vms, subset.vcpus + vm.vcpus, widths, subset.sums.plus(taken))
 
 
 def _without_vm(subset: Subset, vm: Vm) -> Subset | None:
@@ -297,14 +285,7 @@ def _without_vm(subset: Subset, vm: Vm) -> Subset | None:
         del widths[vm.vcpus]
     else:
         widths[vm.vcpus] -= 1
-    return Subset(
-        level=subset.level,
-        cpus=subset.cpus,
-        vms=vms,
-        vcpus=subset.vcpus - vm.vcpus,
-        widths=widths,
-        sums=subset.sums,
-    )
+    return Subset(subset.level, subset.cpus, vms, subset.vcpus - vm.vcpus, widths, subset.sums)
 
 
 def _with_cpus(subset: Subset, taken: tuple[int, ...], released: tuple[int, ...]) -> Subset:
@@ -314,11 +295,5 @@ def _with_cpus(subset: Subset, taken: tuple[int, ...], released: tuple[int, ...]
     else:
         gone = frozenset(released)
         kept = tuple([cpu for cpu in subset.cpus if cpu not in gone])
-    return Subset(
-        level=subset.level,
-        cpus=kept + taken,
-        vms=subset.vms,
-        vcpus=subset.vcpus,
-        widths=subset.widths,
-        sums=subset.sums.plus(taken).minus(released),
-    )
+    sums = subset.sums.plus(taken).minus(released)
+    return Subset(subset.level, kept + taken, subset.vms, subset.vcpus, subset.widths, sums)

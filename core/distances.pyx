@@ -15,6 +15,8 @@ cdef int32_t SELF = 10
 cdef int32_t STEP = 10
 # CPython shares bytes objects of length 0 and 1; a mask, which is filled in after it is made, must never be one.
 cdef int PADDING = 8
+# Above every sum of distances: at most 8192 CPUs, a few hundred each.
+cdef int32_t OUT_OF_REACH = 1 << 29
 
 
 cdef class Distances:
@@ -116,10 +118,13 @@ cdef class CpuPool:
     cdef readonly int count
 
     cdef CpuPool marked(self, tuple cpus, char mark):
-        cdef CpuPool made = CpuPool.__new__(CpuPool)
+        cdef CpuPool made
         cdef Py_ssize_t k
         cdef int at
         cdef char *mask
+        if PyTuple_GET_SIZE(cpus) == 0:
+            return self
+        made = CpuPool.__new__(CpuPool)
         made.distances = self.distances
         made.mask = PyBytes_FromStringAndSize(PyBytes_AS_STRING(self.mask), self.distances.size + PADDING)
         made.count = self.count
@@ -179,12 +184,15 @@ cdef class DistanceSums:
     cdef bytes values
 
     cdef DistanceSums shifted(self, tuple cpus, int sign):
-        cdef DistanceSums made = DistanceSums.__new__(DistanceSums)
+        cdef DistanceSums made
         cdef int n = self.distances.size
         cdef Py_ssize_t k
         cdef int j
         cdef int32_t *values
         cdef int32_t *row
+        if PyTuple_GET_SIZE(cpus) == 0:
+            return self
+        made = DistanceSums.__new__(DistanceSums)
         made.distances = self.distances
         made.values = PyBytes_FromStringAndSize(PyBytes_AS_STRING(self.values), n * sizeof(int32_t))
         values = <int32_t *>PyBytes_AS_STRING(made.values)
@@ -206,6 +214,20 @@ cdef class DistanceSums:
         """The sums of the set without these CPUs, which must be members."""
         return self.shifted(cpus, -1)
 
+    def __eq__(self, other):
+        if not isinstance(other, DistanceSums):
+            return NotImplemented
+        return self.values == (<DistanceSums>other).values
+
+    def __hash__(self):
+        return hash(self.values)
+
+
+cdef int same_host(Distances distances, DistanceSums sums) except -1:
+    if sums.distances is not distances:
+        raise ValueError("the sums are of another host")
+    return 0
+
 
 def farthest(CpuPool pool, list sums):
     """The CPU of the pool with the largest distance to all sets of sums together.
@@ -226,7 +248,8 @@ def farthest(CpuPool pool, list sums):
         raise MemoryError()
     try:
         for one in sums:
-            values = <int32_t *>PyBytes_AS_STRING((<DistanceSums?>one).values)
+            same_host(distances, one)
+            values = <int32_t *>PyBytes_AS_STRING((<DistanceSums>one).values)
             for i in range(n):
                 total[i] += values[i]
         for i in range(n):
@@ -275,22 +298,30 @@ def nearest_one_by_one(CpuPool pool, DistanceSums sums, int count):
     cdef Distances distances = pool.distances
     cdef int n = distances.size
     cdef int i, k, best
-    cdef bytes mask_copy = PyBytes_FromStringAndSize(PyBytes_AS_STRING(pool.mask), n + PADDING)
-    cdef bytes sums_copy = PyBytes_FromStringAndSize(PyBytes_AS_STRING(sums.values), n * sizeof(int32_t))
-    cdef char *mask = PyBytes_AS_STRING(mask_copy)
-    cdef int32_t *values = <int32_t *>PyBytes_AS_STRING(sums_copy)
+    cdef bytes copy = PyBytes_FromStringAndSize(PyBytes_AS_STRING(sums.values), n * sizeof(int32_t))
+    cdef char *mask = PyBytes_AS_STRING(pool.mask)
+    cdef int32_t *values = <int32_t *>PyBytes_AS_STRING(copy)
     cdef int32_t *row
+    cdef int32_t least
     cdef list found = []
+    same_host(distances, sums)
     if count > pool.count:
         raise ValueError("the pool holds too few CPUs")
+    for i in range(n):
+        if not mask[i]:
+            values[i] = OUT_OF_REACH
     for k in range(count):
-        best = -1
+        least = OUT_OF_REACH
         for i in range(n):
-            if mask[i] and (best < 0 or values[i] < values[best]):
-                best = i
+            least = min(least, values[i])
+        best = 0
+        while values[best] != least:
+            best += 1
         found.append(distances.cpus[best])
-        mask[best] = 0
+        if len(found) == count:
+            break
         row = distances.table + best * n
         for i in range(n):
             values[i] += row[i]
+        values[best] = OUT_OF_REACH
     return tuple(found)

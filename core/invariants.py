@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from core.capacity import cpus_needed
 from core.level import HIGHEST, LOWEST, format_level
 from core.model import HostState
@@ -46,9 +48,11 @@ def broken(state: HostState, may_owe: frozenset[int] = frozenset()) -> list[str]
                 found.append(f"{label} has the wrong VM {vm} as {name!r}")
             allocated += vm.memory_mib
         widths = [vm.vcpus for vm in subset.vms.values()]
-        if subset.vcpus != sum(widths) or subset.widest != max(widths):
-            found.append(f"{label} counts {subset.vcpus} vCPUs, widest {subset.widest}; its VMs have {widths}")
+        if subset.vcpus != sum(widths) or subset.widths != Counter(widths):
+            found.append(f"{label} counts {subset.vcpus} vCPUs, widths {subset.widths}; its VMs have {widths}")
         need = cpus_needed(state.rules.ratio(subset.level, len(widths)), sum(widths), max(widths))
+        if usable.issuperset(subset.cpus) and subset.sums != state.topology.distances.sums(subset.cpus):
+            found.append(f"{label} has distances that are not those of its CPUs")
         if need > len(subset.cpus) and subset.level not in may_owe:
             found.append(f"{label} has {len(subset.cpus)} CPUs and needs {need}")
     if allocated != state.allocated_mib:

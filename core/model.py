@@ -1,4 +1,8 @@
-"""The values that decisions are made of. All are unchangeable; a decision returns new ones."""
+"""The values that decisions are made of. All are unchangeable; a decision returns new ones.
+
+Values that hold only numbers and texts are not the garbage collector's business (gc=False): a host
+has many of them, and they cannot be part of a cycle.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from core.level import UNIT
 from core.topology import Topology
 
 
-class Vm(msgspec.Struct, frozen=True):
+class Vm(msgspec.Struct, frozen=True, gc=False):
     """What a VM asks for. level is in thousandths."""
 
     name: str
@@ -32,7 +36,7 @@ class Rules(msgspec.Struct, frozen=True):
     critical_sizes: Mapping[int, int] = {}
 
     def ratio(self, level: int, vm_count: int) -> int:
-        """vCPUs that one CPU of the subset may serve, in thousandths (SEMANTICS 2)."""
+        """VCPUs that one CPU of the subset may serve, in thousandths (SEMANTICS 2)."""
         return level if vm_count >= self.critical_sizes.get(level, self.critical_size) else UNIT
 
 
@@ -52,7 +56,7 @@ class Subset(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def widest(self) -> int:
-        """vCPUs of the widest VM."""
+        """VCPUs of the widest VM."""
         return max(self.widths)
 
 
@@ -100,7 +104,7 @@ class HostState(msgspec.Struct, frozen=True, eq=False):
         return None if subset is None else subset.vms[name]
 
 
-class Pin(msgspec.Struct, frozen=True):
+class Pin(msgspec.Struct, frozen=True, gc=False):
     """Every vCPU of each of these VMs is to be allowed on exactly these CPUs."""
 
     vms: tuple[str, ...]
@@ -123,7 +127,7 @@ class Plan(msgspec.Struct, frozen=True, eq=False):
     pins: tuple[Pin, ...]
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Refusal(msgspec.Struct, frozen=True, gc=False):
     """Why a VM does not fit. Nothing has changed.
 
     resource: what is short; ``name`` means that the name is taken. needed and free are CPUs for

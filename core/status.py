@@ -9,7 +9,7 @@ from core.level import UNIT
 from core.model import HostState
 
 
-class LevelStatus(msgspec.Struct, frozen=True):
+class LevelStatus(msgspec.Struct, frozen=True, gc=False):
     """One level.
 
     level, ratio and the two ``thousandths`` fields are thousandths (of vCPUs where they count vCPUs).
@@ -33,7 +33,7 @@ class LevelStatus(msgspec.Struct, frozen=True):
         return self.needed > self.cpus
 
 
-class HostStatus(msgspec.Struct, frozen=True):
+class HostStatus(msgspec.Struct, frozen=True, gc=False):
     """One host; levels in order of creation, memory in MiB.
 
     cpus: usable ones. held_cpus: neither free nor owned, see ``core.model.HostState.held``.

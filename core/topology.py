@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from core.cpuset import format_cpu_list
+from core.cpuset import HIGHEST_CPU, format_cpu_list
 from core.distances import Distances
 
 NO_CACHE = -1
@@ -92,6 +92,9 @@ class Topology:
     def _check(self) -> None:
         if not self.cpus:
             raise TopologyError("cpus", "there is no usable CPU")
+        beyond = [cpu for cpu in self.cpu_ids if not 0 <= cpu <= HIGHEST_CPU]
+        if beyond:
+            raise TopologyError("cpus", f"CPU {beyond[0]} is not an id from 0 to {HIGHEST_CPU}")
         if len(set(self.cpu_ids)) != len(self.cpu_ids):
             twice = next(cpu for cpu in self.cpu_ids if self.cpu_ids.count(cpu) > 1)
             raise TopologyError("cpus", f"CPU {twice} is listed twice")
