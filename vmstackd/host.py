@@ -7,7 +7,7 @@ CPU that reads back unpinned becomes free.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from enum import Enum
 
 from core.allocator import free_cpus
@@ -30,16 +30,18 @@ class LiveVm:
     """What is known of a VM beyond the decision.
 
     pinned: every CPU that it may run on now, as last read back; more while a change is under way.
-    record: what its metadata says. pin_failure: why it is not pinned as decided.
+    record: what its metadata says. pin_failure: why it is not pinned as decided. changes: calls under
+    way that change its pinning or its record, so that neither can be learned by looking.
     """
 
-    __slots__ = ("phase", "pin_failure", "pinned", "record")
+    __slots__ = ("changes", "phase", "pin_failure", "pinned", "record")
 
     def __init__(self, phase: Phase) -> None:
         self.phase = phase
         self.pinned: frozenset[int] = frozenset()
         self.record: Record | None = None
         self.pin_failure = ""
+        self.changes = 0
 
 
 class Host:
@@ -66,8 +68,8 @@ class Host:
         return () if subset is None else subset.cpus
 
     def busy(self) -> frozenset[str]:
-        """Names in the middle of an operation."""
-        return frozenset(name for name, live in self.live.items() if live.phase is not Phase.RUNNING)
+        """Names in the middle of a change; what is seen of them now means nothing."""
+        return frozenset(name for name, live in self.live.items() if live.changes or live.phase is not Phase.RUNNING)
 
     def look_again(self, names: Iterable[str]) -> None:
         """Have these VMs compared with the hypervisor soon."""
@@ -83,6 +85,8 @@ class Host:
         async with self._lock(level):
             while (subset := self.state.subset(level)) is not None:
                 await self._write_record(level)
+                if self.state.subset(level) is not subset:
+                    continue
                 target = frozenset(subset.cpus)
                 wrong = [
                     (name, live)
@@ -114,25 +118,36 @@ class Host:
     def _lock(self, level: int) -> asyncio.Lock:
         return self._settling.setdefault(level, asyncio.Lock())
 
-    async def _pin(self, name: str, live: LiveVm, cpus: tuple[int, ...]) -> None:
-        # Until it is read back, some vCPU may be on the old CPUs and some on the new.
+    def _pin(self, name: str, live: LiveVm, cpus: tuple[int, ...]) -> Coroutine[None, None, None]:
+        # Noted at once, before the first call can run: until it is read back, some vCPU may be on the
+        # old CPUs and some on the new, so neither may be freed.
         live.pinned |= frozenset(cpus)
-        self.touched.add(name)
+        live.changes += 1
         self.repins += 1
-        live.pin_failure = ""
+        return self._pin_and_read_back(name, live, cpus)
+
+    async def _pin_and_read_back(self, name: str, live: LiveVm, cpus: tuple[int, ...]) -> None:
+        failure = ""
         try:
             live.pinned = await self.hypervisor.pin(name, cpus)
         except VmMissing:
             self.look_again({name})
         except HypervisorError as error:
-            live.pin_failure = str(error)
+            failure = str(error)
         else:
             if live.pinned != frozenset(cpus):
-                live.pin_failure = f"it reads back as {format_cpu_list(sorted(live.pinned))}"
+                failure = f"it reads back as {format_cpu_list(sorted(live.pinned))}"
         finally:
-            self.touched.add(name)
-        if live.pin_failure:
-            log.warning("pin-failed", vm=name, cpus=format_cpu_list(cpus), reason=live.pin_failure)
+            self._changed(name, live)
+        live.pin_failure = failure
+        if failure:
+            log.warning("pin-failed", vm=name, cpus=format_cpu_list(cpus), reason=failure)
+
+    def _changed(self, name: str, live: LiveVm) -> None:
+        live.changes -= 1
+        self.touched.add(name)
+        if name in self.unclear:
+            self.something_unclear.set()
 
     async def _write_record(self, level: int, leaving: str = "") -> None:
         """Make sure that the newest record among the VMs of a level tells its subset.
@@ -140,7 +155,7 @@ class Host:
         leaving: a VM about to be destroyed, whose record does not count. While a VM of the level
         starts nothing is written: its own record will be the newest.
         """
-        subset = self.state.subset(level)
+        subset, generation = self.state.subset(level), self.state.generation
         if subset is None:
             return
         members = [(name, self.live[name]) for name in subset.vms if name in self.live and name != leaving]
@@ -151,7 +166,6 @@ class Host:
             return
         for name, live in members:
             vm = subset.vms[name]
-            generation = self.state.generation
             record = Record(
                 level=level,
                 vcpus=vm.vcpus,
@@ -161,7 +175,7 @@ class Host:
                 generation=generation,
                 arrival=live.record.arrival if live.record is not None else generation,
             )
-            self.touched.add(name)
+            live.changes += 1
             try:
                 await self.hypervisor.write_record(name, record)
             except VmMissing:
@@ -170,5 +184,6 @@ class Host:
                 log.warning("record-failed", vm=name, reason=error)
             else:
                 live.record = record
-                self.touched.add(name)
                 return
+            finally:
+                self._changed(name, live)

@@ -80,6 +80,8 @@ def reconcile(
 
     newcomers = [vm for name, vm in running.items() if state.vm(name) is None]
     state, adopted = _restored(state, newcomers, policy)
+    # A daemon killed while it narrowed a subset leaves VMs on CPUs that no record gives them any more.
+    state = _strays_held(state, [vm for vm in running.values() if vm.record is not None])
     placed = {vm.name for vm in adopted}
     for seen_vm in sorted(newcomers, key=_order):
         if seen_vm.name in placed:
@@ -100,6 +102,7 @@ def reconcile(
     for vm in adopted:
         earlier.pop(vm.name, None)
 
+    state = _strays_held(state, running.values())
     state = hold(
         state,
         sorted({cpu for vm in earlier.values() for cpu in vm.cpus}),
@@ -114,6 +117,16 @@ def reconcile(
             {name for name in stopped if not judged(name)} | {name for name, vm in seen.items() if not vm.running}
         ),
     )
+
+
+def _strays_held(state: HostState, running: Iterable[ObservedVm]) -> HostState:
+    """Free CPUs that a VM of some subset may run on, though its subset lacks them, become held."""
+    strays: set[int] = set()
+    for vm in running:
+        subset = state.subset_of(vm.name)
+        if subset is not None:
+            strays |= vm.pinned.difference(subset.cpus)
+    return hold(state, sorted(strays), state.held_mib)
 
 
 def _restored(state: HostState, newcomers: list[ObservedVm], policy: Policy) -> tuple[HostState, list[Vm]]:
@@ -156,8 +169,9 @@ def _restored(state: HostState, newcomers: list[ObservedVm], policy: Policy) -> 
         state = plan_restore(state, level, cpus, members, policy if level in lost else None)
         adopted += members
     generation = max((_generation(vm) for vm in newcomers), default=0)
-    if generation > state.generation:
-        state = msgspec.structs.replace(state, generation=generation)
+    if generation >= state.generation:
+        # Above every record, so that whatever is written from now on is newer than all of them.
+        state = msgspec.structs.replace(state, generation=generation + 1)
     return state, adopted
 
 

@@ -54,6 +54,9 @@ class Watch:
             busy = host.busy()
             observed = await host.hypervisor.observe(names)
             ignore = busy | host.busy() | host.touched
+            if names is not None:
+                host.look_again(names & host.touched)
+                host.unclear |= names & ignore
             result = reconcile(
                 host.state,
                 observed,
