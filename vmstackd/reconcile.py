@@ -6,6 +6,7 @@ from metadata are used only where they contradict nothing (DESIGN, truth lives i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -59,11 +60,13 @@ def reconcile(
         return name not in ignore and (scope is None or name in scope)
 
     earlier = dict(unplaced or {})
-    for name in [name for name in earlier if judged(name) and name not in running]:
+    for name in [name for name in earlier if judged(name)]:
         del earlier[name]
 
-    # What was held for VMs without a place may be the place they need.
-    state = hold(free_cpus(state, [cpu for cpu in state.held if cpu not in pinned]), (), 0)
+    # What was held for a VM without a place may be the place it needs; for the others it stays held.
+    kept = pinned.union(*(vm.cpus for vm in earlier.values()))
+    state = free_cpus(state, [cpu for cpu in state.held if cpu not in kept])
+    state = hold(state, (), sum(vm.memory_mib for vm in earlier.values()))
 
     gone: list[str] = []
     level_before: dict[str, int] = {}
@@ -83,24 +86,26 @@ def reconcile(
     # A daemon killed while it narrowed a subset leaves VMs on CPUs that no record gives them any more.
     state = _strays_held(state, [vm for vm in running.values() if vm.record is not None])
     placed = {vm.name for vm in adopted}
-    for seen_vm in sorted(newcomers, key=_order):
-        if seen_vm.name in placed:
-            continue
+    waiting = [vm for vm in newcomers if vm.name not in placed]
+    waiting.sort(key=lambda vm: (vm.name not in (unplaced or {}), _order(vm)))
+    usable = frozenset(state.topology.cpu_ids)
+    claims = Counter(cpu for vm in waiting for cpu in _claim(vm, usable))
+    for seen_vm in waiting:
+        claims.subtract(_claim(seen_vm, usable))
+        reserved = _reservable(state, (cpu for cpu, count in claims.items() if count))
         vm = _as_vm(seen_vm, level_before.get(seen_vm.name))
-        plan = plan_deploy(state, vm, policy)
+        plan = plan_deploy(hold(state, reserved, state.held_mib), vm, policy)
         if isinstance(plan, Plan):
-            state = plan.state
+            state = free_cpus(plan.state, reserved)
             adopted.append(vm)
-            earlier.pop(vm.name, None)
         else:
+            claims.update(_claim(seen_vm, usable))
             earlier[vm.name] = UnplacedVm(
                 name=vm.name,
                 reason=refused(plan).message,
                 cpus=tuple(sorted(seen_vm.pinned)),
                 memory_mib=vm.memory_mib,
             )
-    for vm in adopted:
-        earlier.pop(vm.name, None)
 
     state = _strays_held(state, running.values())
     state = hold(
@@ -117,6 +122,15 @@ def reconcile(
             {name for name in stopped if not judged(name)} | {name for name, vm in seen.items() if not vm.running}
         ),
     )
+
+
+def _claim(vm: ObservedVm, usable: frozenset[int]) -> frozenset[int]:
+    """CPUs that nobody else may get while a VM waits for its place; one that may run anywhere claims none."""
+    return frozenset() if vm.pinned >= usable else vm.pinned
+
+
+def _reservable(state: HostState, cpus: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(cpu for cpu in cpus if cpu in state.free))
 
 
 def _strays_held(state: HostState, running: Iterable[ObservedVm]) -> HostState:
@@ -164,12 +178,20 @@ def _restored(state: HostState, newcomers: list[ObservedVm], policy: Policy) -> 
                 memory -= observed.memory_mib
                 members.append(_as_vm(observed, level))
         cpus = claims[level]
-        if not members or (not cpus and not state.free.count):
+        claimed.difference_update(cpus)
+        if not members:
             continue
-        state = plan_restore(state, level, cpus, members, policy if level in lost else None)
+        reserved = _reservable(state, claimed)
+        try:
+            restored = plan_restore(
+                hold(state, reserved, state.held_mib), level, cpus, members, policy if level in lost else None
+            )
+        except ValueError:
+            continue  # no CPU is left for it; its VMs are looked at one by one
+        state = free_cpus(restored, reserved)
         adopted += members
     generation = max((_generation(vm) for vm in newcomers), default=0)
-    if generation >= state.generation:
+    if newcomers and generation >= state.generation:
         # Above every record, so that whatever is written from now on is newer than all of them.
         state = msgspec.structs.replace(state, generation=generation + 1)
     return state, adopted
