@@ -39,8 +39,10 @@ def error(name: str, **fields: object) -> None:
 
 def _text(value: object) -> str:
     text = value if isinstance(value, str) else str(value)
-    if text and _PLAIN.issuperset(text):
-        return text
+    return text if text and _PLAIN.issuperset(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
     return '"' + one_line(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
@@ -52,8 +54,9 @@ def one_line(text: str) -> str:
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        ours = hasattr(record, "fields")
         fields: dict[str, Any] = getattr(record, "fields", {})
-        parts = [stamp, record.levelname.lower(), record.getMessage() if fields else _text(record.getMessage())]
+        parts = [stamp, record.levelname.lower(), record.getMessage() if ours else _quoted(record.getMessage())]
         parts += [f"{key}={_text(value)}" for key, value in fields.items() if value is not None]
         line = " ".join(parts)
         if record.exc_info:
@@ -63,10 +66,15 @@ class _Formatter(logging.Formatter):
         return line
 
 
+def formatter() -> logging.Formatter:
+    """What makes a line of an event."""
+    return _Formatter()
+
+
 def set_up(*, debug: bool) -> None:
     """Send everything to stderr, debug messages only on request."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if debug else logging.INFO)

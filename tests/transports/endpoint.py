@@ -6,7 +6,7 @@ import asyncio
 import http.client
 import io
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -71,6 +71,13 @@ def parse(data: bytes, method: str = "GET") -> Answer:
     response = http.client.HTTPResponse(cast("socket.socket", _Received(data)), method=method)
     response.begin()
     return Answer(status=response.status, headers=dict(response.getheaders()), body=response.read())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  nobody would set an event
+            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
