@@ -117,6 +117,9 @@ cdef class CpuPool:
     cdef bytes mask
     cdef readonly int count
 
+    def __init__(self):
+        raise TypeError("pools are made by Distances.pool")
+
     cdef CpuPool marked(self, tuple cpus, char mark):
         cdef CpuPool made
         cdef Py_ssize_t k
@@ -182,6 +185,9 @@ cdef class DistanceSums:
 
     cdef Distances distances
     cdef bytes values
+
+    def __init__(self):
+        raise TypeError("sums are made by Distances.sums")
 
     cdef DistanceSums shifted(self, tuple cpus, int sign):
         cdef DistanceSums made

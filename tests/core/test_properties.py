@@ -1,0 +1,286 @@
+"""Core against the oracle, the invariants and itself, on random hosts and sequences of operations."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from core.allocator import free_cpus, hold, plan_deploy, plan_remove, plan_restore, plan_withdraw, progress
+from core.capacity import subset_need
+from core.invariants import broken
+from core.level import UNIT
+from core.model import HostState, Plan, Refusal, Vm
+from core.status import LevelStatus, host_status
+from tests.core.hosts import LEVELS, REFERENCE, empty, facts, oracle_of, states
+from tests.oracle import Oracle, OracleVm, Refused
+
+VCPUS = st.integers(1, 9)
+MEMORY = st.integers(1, 12)
+LEVEL = st.sampled_from(LEVELS[:4])
+
+
+def same_plan(first: Plan | Refusal, second: Plan | Refusal) -> bool:
+    if isinstance(first, Refusal) or isinstance(second, Refusal):
+        return first == second
+    return (first.vm, first.taken, first.released, first.pins, facts(first.state)) == (
+        second.vm,
+        second.taken,
+        second.released,
+        second.pins,
+        facts(second.state),
+    )
+
+
+def in_debt(state: HostState) -> frozenset[int]:
+    return frozenset(level.level for level in host_status(state).levels if level.degraded)
+
+
+def as_refusal(refused: Refused, level: int) -> Refusal:
+    return Refusal(
+        resource=refused.resource,  # type: ignore[arg-type]
+        level=level,
+        needed=refused.needed,
+        free=refused.free,
+        largest_vcpus=refused.largest_vcpus,
+        largest_mib=refused.largest_memory,
+    )
+
+
+def oracle_status(oracle: Oracle) -> list[LevelStatus]:
+    return [
+        LevelStatus(
+            level=int(level * UNIT),
+            ratio=int(oracle.ratio(level, found.vms) * UNIT),
+            cpus=len(found.cpus),
+            vcpus=found.alloc,
+            vms=found.vms,
+            needed=found.needed,
+            available_thousandths=int(found.available * UNIT),
+            potential_thousandths=int(found.potential * UNIT),
+        )
+        for level, found in oracle.figures().items()
+    ]
+
+
+class AgainstTheOracle(RuleBasedStateMachine):
+    """The same operations on both; every state, plan and refusal is compared in full.
+
+    Held CPUs are, to the oracle, CPUs that are not free.
+    """
+
+    @initialize(state=states())
+    def begin(self, state: HostState) -> None:
+        self.state = state
+        self.oracle = oracle_of(state)
+        self.names: list[str] = []
+        self.count = 0
+        self.past: list[tuple[HostState, object]] = []
+        self.last: Plan | None = None
+
+    def moved(self, state: HostState) -> None:
+        self.past = [*self.past[-3:], (self.state, facts(self.state))]
+        assert state.generation > self.state.generation or state is self.state
+        self.state = state
+
+    @rule(vcpus=VCPUS, memory=MEMORY, level=LEVEL, again=st.booleans())
+    def deploy(self, vcpus: int, memory: int, level: int, again: bool) -> None:
+        self.count += 1
+        name = self.names[0] if again and self.names else f"vm{self.count}"
+        vm = Vm(name, vcpus, memory, level)
+        decided = plan_deploy(self.state, vm, REFERENCE)
+        assert same_plan(decided, plan_deploy(self.state, vm, REFERENCE))
+        refused = self.oracle.deploy(name, vcpus, memory, Fraction(level, UNIT))
+        if isinstance(decided, Refusal):
+            assert refused is not None
+            assert decided == as_refusal(refused, level)
+            return
+        assert refused is None
+        assert decided.before is self.state
+        assert set(decided.taken) <= set(self.state.free)
+        self.names.append(name)
+        self.last = decided
+        self.moved(decided.state)
+
+    @precondition(lambda self: self.names)
+    @rule(data=st.data(), at_once=st.booleans())
+    def remove(self, data: st.DataObject, at_once: bool) -> None:
+        name = data.draw(st.sampled_from(self.names))
+        plan = plan_remove(self.state, name, REFERENCE)
+        assert same_plan(plan, plan_remove(self.state, name, REFERENCE))
+        self.names.remove(name)
+        assert plan.released == tuple(self.oracle.remove(name))
+        self.released(plan.released)
+        self.moved(plan.state)
+        if at_once:
+            self.free(plan.released)
+
+    def released(self, cpus: tuple[int, ...]) -> None:
+        self.oracle.free = [cpu for cpu in self.oracle.free if cpu not in cpus]
+
+    def free(self, cpus: tuple[int, ...]) -> None:
+        self.moved(free_cpus(self.state, cpus))
+        self.oracle.free = [cpu for cpu in self.oracle.host.cpus if cpu in cpus or cpu in self.oracle.free]
+
+    @precondition(lambda self: self.state.held)
+    @rule(data=st.data())
+    def free_some(self, data: st.DataObject) -> None:
+        self.free(tuple(data.draw(st.lists(st.sampled_from(self.state.held), unique=True))))
+
+    @rule(data=st.data(), memory=st.integers(0, 9))
+    def hold(self, data: st.DataObject, memory: int) -> None:
+        cpus = data.draw(st.lists(st.sampled_from(self.state.topology.cpu_ids), max_size=3))
+        self.moved(hold(self.state, cpus, memory))
+        self.oracle.free = [cpu for cpu in self.oracle.free if cpu not in cpus]
+        self.oracle.held_memory = memory
+
+    @precondition(lambda self: self.last is not None and self.last.vm.name in self.names)
+    @rule()
+    def withdraw(self) -> None:
+        """The last deployment, whatever came after it. The oracle follows; what must hold is checked here."""
+        assert self.last is not None
+        vm = self.last.vm
+        before = self.state.subset(vm.level)
+        assert before is not None
+        owed = max(0, subset_need(self.state.rules, before) - len(before.cpus))
+        plan = plan_withdraw(self.state, self.last)
+        assert set(plan.released) <= set(self.last.taken) | (set() if plan.state.subset(vm.level) else {*before.cpus})
+        after = plan.state.subset(vm.level)
+        if after is None:
+            del self.oracle.subsets[Fraction(vm.level, UNIT)]
+        else:
+            left = [OracleVm(other.name, other.vcpus, other.memory_mib) for other in after.vms.values()]
+            assert plan.released == () or not owed
+            assert vm.name not in after.vms
+            assert after.vms.items() <= before.vms.items()
+            assert set(after.cpus) == set(before.cpus) - set(plan.released)
+            self.oracle.load(Fraction(vm.level, UNIT), list(after.cpus), left)
+        self.names.remove(vm.name)
+        self.moved(plan.state)
+
+    @rule(vcpus=VCPUS, memory=MEMORY, level=LEVEL)
+    def ask(self, vcpus: int, memory: int, level: int) -> None:
+        expected = self.oracle.progress(Fraction(level, UNIT), vcpus, memory)
+        assert progress(self.state, level, vcpus, memory) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+    @precondition(lambda self: self.state.subsets)
+    @rule()
+    def read_back(self) -> None:
+        """A state made anew from its own subsets is the same."""
+        again = hold(empty(self.state.topology), (), self.state.held_mib)
+        for subset in self.state.subsets:
+            again = plan_restore(again, subset.level, subset.cpus, subset.vms.values())
+        assert facts(hold(again, self.state.held, self.state.held_mib)) == facts(self.state)
+
+    @invariant()
+    def agrees(self) -> None:
+        state, oracle = self.state, self.oracle
+        assert broken(state, in_debt(state)) == []
+        assert in_debt(state) == {int(level * UNIT) for level in oracle.owing()}
+        assert [subset.cpus for subset in state.subsets] == [tuple(s.cpus) for s in oracle.subsets.values()]
+        assert list(state.free) == oracle.free
+        status = host_status(state)
+        assert list(status.levels) == oracle_status(oracle)
+        assert (status.free_cpus, status.held_cpus) == (len(oracle.free), len(state.held))
+        assert (status.free_mib, status.allocated_mib) == (oracle.free_memory, oracle.sold_memory)
+        assert status.vms == len(self.names)
+
+    @invariant()
+    def earlier_states_are_intact(self) -> None:
+        for state, then in self.past:
+            assert facts(state) == then
+
+
+AgainstTheOracle.TestCase.settings = settings(deadline=None, max_examples=120, stateful_step_count=40)
+TestAgainstTheOracle = AgainstTheOracle.TestCase
+
+
+@st.composite
+def used(draw: st.DrawFn) -> HostState:
+    """A host after some deployments and removals."""
+    state = draw(states())
+    wishes = draw(st.lists(st.tuples(VCPUS, MEMORY, LEVEL, st.integers(0, 3)), max_size=12))
+    names: list[str] = []
+    for number, (vcpus, memory, level, leaving) in enumerate(wishes):
+        decided = plan_deploy(state, Vm(f"vm{number}", vcpus, memory, level), REFERENCE)
+        if isinstance(decided, Plan):
+            state = decided.state
+            names.append(f"vm{number}")
+        if leaving == 0 and names:
+            plan = plan_remove(state, names.pop(len(names) // 2), REFERENCE)
+            state = free_cpus(plan.state, plan.released)
+    return state
+
+
+@given(used(), VCPUS, MEMORY, LEVEL)
+def test_withdraw_after_deploy_restores_always(state: HostState, vcpus: int, memory: int, level: int) -> None:
+    plan = plan_deploy(state, Vm("new", vcpus, memory, level), REFERENCE)
+    if isinstance(plan, Plan):
+        undone = plan_withdraw(plan.state, plan)
+        assert undone.released == plan.taken
+        assert facts(free_cpus(undone.state, undone.released)) == facts(state)
+
+
+@given(used(), VCPUS, MEMORY, LEVEL)
+def test_remove_after_deploy_restores_a_level_that_had_just_what_it_needed(
+    state: HostState, vcpus: int, memory: int, level: int
+) -> None:
+    """With CPUs to spare the removal gives up more than was taken; of a debt, what was paid stays paid."""
+    plan = plan_deploy(state, Vm("new", vcpus, memory, level), REFERENCE)
+    subset = state.subset(level)
+    if isinstance(plan, Refusal):
+        return
+    left = plan_remove(plan.state, "new", REFERENCE)
+    after = free_cpus(left.state, left.released)
+    if subset is None or len(subset.cpus) == subset_need(state.rules, subset):
+        assert facts(after) == facts(state)
+    else:
+        rest = after.subset(level)
+        assert rest is not None
+        need = subset_need(after.rules, rest)
+        assert len(rest.cpus) == need or need > len(rest.cpus) >= len(subset.cpus)
+
+
+@given(used(), LEVEL)
+def test_the_largest_fit_is_tight(state: HostState, level: int) -> None:
+    refused = plan_deploy(state, Vm("huge", 10**6, 1, level), REFERENCE)
+    assert isinstance(refused, Refusal)
+    largest = refused.largest_vcpus
+
+    def short_of(vcpus: int, memory: int) -> str | None:
+        answer = plan_deploy(state, Vm("new", vcpus, memory, level), REFERENCE)
+        return answer.resource if isinstance(answer, Refusal) else None
+
+    assert short_of(largest + 1, 1) == "cpu"
+    if largest and state.free_mib:
+        assert short_of(largest, 1) is None
+        assert short_of(1, state.free_mib) is None
+    if largest:
+        assert short_of(1, state.free_mib + 1) == "memory"
+    assert refused.largest_mib == state.free_mib
+
+
+@given(used(), LEVEL, st.lists(st.tuples(VCPUS, MEMORY), min_size=1, max_size=4), st.data())
+def test_a_restored_level_gets_what_it_needs(
+    state: HostState, level: int, sizes: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    if state.subset(level) is not None:
+        return
+    found = data.draw(st.lists(st.sampled_from(state.free.ids()), unique=True, max_size=3)) if state.free.count else []
+    vms = [Vm(f"old{number}", *size, level) for number, size in enumerate(sizes)]
+    try:
+        after = plan_restore(state, level, found, vms, REFERENCE)
+    except ValueError:
+        assert not found
+        assert state.free.count == 0
+        return
+    subset = after.subset(level)
+    assert subset is not None
+    assert subset.cpus[: len(found)] == tuple(found)
+    need = subset_need(after.rules, subset)
+    assert len(subset.cpus) == max(len(found), need) or (len(subset.cpus) < need and after.free.count == 0)
+    memory = [line for line in broken(after, in_debt(after)) if "MiB are allocated of" not in line]
+    assert memory == []  # memory that was found in use is counted, whatever there is
