@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from benchmarks import decisions
+from benchmarks import daemon, decisions, overhead
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "decisions": decisions.main,
+    "daemon": daemon.main,
+    "overhead": overhead.main,
 }
 """What can be measured, in the order it is run; a new benchmark is one module and one line."""
 
