@@ -126,6 +126,23 @@ def test_a_vm_without_a_place_in_another_scope_keeps_its_cpus_held() -> None:
     assert again.state.vm("x") is None or not {14, 15} & set(again.state.subset_of("x").cpus)  # type: ignore[union-attr]
 
 
+def test_a_vm_that_cannot_be_looked_at_keeps_its_place() -> None:
+    first = start(ours("a", 1000, (0,), 3), ours("b", 2000, (8,), 4))
+    again = reconcile(first.state, [ours("b", 2000, (8,), 4)], POLICY, unknown={"a": "it is dying"})
+    assert again.state is first.state
+    assert (again.gone, dict(again.unplaced)) == ((), {})
+
+
+def test_nothing_is_free_while_an_unknown_vm_may_be_anywhere() -> None:
+    first = reconcile(EMPTY, [ours("b", 2000, (8,), 4)], POLICY, unknown={"a": "it is dying"})
+    assert first.state.free.count == 0
+    assert len(first.state.held) == 15
+    assert "it is dying" in first.unplaced["a"].reason
+    again = reconcile(first.state, [ours("a", 1000, (0,), 3)], POLICY, scope=frozenset("a"), unplaced=first.unplaced)
+    assert subsets(again.state) == [(2000, (8,), ["b"]), (1000, (0,), ["a"])]
+    assert again.state.held == ()
+
+
 @st.composite
 def observed_vms(draw: st.DrawFn) -> list[ObservedVm]:
     """Whatever a hypervisor might show, records that contradict each other and the host included."""

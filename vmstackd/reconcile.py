@@ -42,6 +42,7 @@ def reconcile(
     policy: Policy,
     *,
     scope: frozenset[str] | None = None,
+    unknown: Mapping[str, str] | None = None,
     ignore: frozenset[str] = frozenset(),
     pinned: frozenset[int] = frozenset(),
     unplaced: Mapping[str, UnplacedVm] | None = None,
@@ -49,10 +50,14 @@ def reconcile(
 ) -> Reconciliation:
     """Make the state fit what was observed.
 
-    scope: the names that were asked for; None for all. ignore: names in the middle of an operation.
+    scope: the names that were asked for; None for all. unknown: VMs that are there but could not be
+    looked at, and why: one that is in a subset stays there, another one may be on any CPU, so nothing
+    is free while it lasts. ignore: names in the middle of an operation.
     pinned: CPUs that VMs of subsets may still run on, so held ones among them stay held. unplaced,
     stopped: as they were before; entries outside the scope stay.
     """
+    unclear = {name: why for name, why in (unknown or {}).items() if name not in ignore}
+    ignore |= unclear.keys()
     seen = {vm.name: vm for vm in observed if vm.name not in ignore}
     running = {name: vm for name, vm in seen.items() if vm.running}
 
@@ -62,6 +67,12 @@ def reconcile(
     earlier = dict(unplaced or {})
     for name in [name for name in earlier if judged(name)]:
         del earlier[name]
+    for name, why in unclear.items():
+        if state.vm(name) is None:
+            everywhere = tuple(sorted(state.topology.cpu_ids))
+            earlier[name] = UnplacedVm(
+                name=name, reason=f"it cannot be looked at: {why}", cpus=everywhere, memory_mib=0
+            )
 
     # What was held for a VM without a place may be the place it needs; for the others it stays held.
     kept = pinned.union(*(vm.cpus for vm in earlier.values()))
