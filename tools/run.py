@@ -21,6 +21,7 @@ IMAGES = ("hello.qcow2", *(f"hello{number}.qcow2" for number in range(2, 9)))
 """QEMU locks the image of a running VM, so each VM needs its own."""
 
 _READY = re.compile(rb"^\S+ info ready http=(\S+)", re.MULTILINE)
+_STOPPING = re.compile(rb"^\S+ info stopping vms=([0-9]+)", re.MULTILINE)
 _IMPATIENCE = 5.0
 """Seconds without a word after which a starting daemon is said to be still starting."""
 
@@ -61,20 +62,23 @@ class _Daemon:
         self._state = state
         self._options = options
         self._ready = False
+        self._vms = 0
+        """How many it left running."""
 
     def run(self) -> int:
         state = self._state
         say("Starting vmstackd: real VMs on this machine, through libvirt's embedded QEMU driver; no libvirtd is used")
         command = [sys.executable, "-m", "vmstackd", "--config", os.devnull, "--hypervisor", state.uri]
         command += ["--image-roots", str(state.images), *self._options]
-        # libvirt's own log, such as the warning that QEMU runs as root, is not for the terminal.
-        log_outputs = {"LIBVIRT_LOG_OUTPUTS": f"3:file:{state.path}/libvirt.log"}
+        # libvirt's own log is not for the terminal, and only errors: it warns that QEMU runs as root, for
+        # example. The processes that it forks log to stderr whatever is said about outputs.
+        libvirt_log = {"LIBVIRT_DEBUG": "error", "LIBVIRT_LOG_OUTPUTS": f"4:file:{state.path}/libvirt.log"}
         # In a process group of its own, so that Ctrl-C reaches it once, through us.
         process = subprocess.Popen(  # noqa: S603
             command,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=log_outputs | os.environ,
+            env=libvirt_log | os.environ,
             pass_fds=(state.lock,),
             process_group=0,
         )
@@ -84,17 +88,21 @@ class _Daemon:
             raise TypeError("stderr is a pipe")
         self._pass_on(process, process.stderr)
         status = process.wait()
-        if self._ready:
-            say(f"vmstackd has ended. VMs keep running: {self._make('run')} manages them again,")
+        if self._vms:
+            say(f"vmstackd has ended, its VMs keep running ({self._vms}): {self._make('run')} manages them again,")
             say(f"{self._make('purge')} ends them and deletes {state.path}")
-        elif status > 0:
+        elif self._ready:
+            say(f"vmstackd has ended, no VM is left running; {self._make('purge')} deletes {state.path}")
+        elif status:
             say("vmstackd did not start; the line above says why")
+        else:
+            say("vmstackd has ended before it was ready")
         return status if status >= 0 else 128 - status
 
     def _pass_on(self, process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
         """Show what the daemon logs, until it ends, and what to do once it is ready."""
         begin = time.monotonic()
-        line = b""
+        recent = b""
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             while True:
@@ -111,11 +119,12 @@ class _Daemon:
                     return
                 sys.stderr.buffer.write(part)
                 sys.stderr.flush()
-                if not self._ready:
-                    line = (line + part)[-65536:]
-                    if match := _READY.search(line):
-                        self._ready = True
-                        self._show_what_to_do(match[1].decode())
+                recent = (recent + part)[-65536:]
+                if not self._ready and (match := _READY.search(recent)):
+                    self._ready = True
+                    self._show_what_to_do(match[1].decode())
+                if match := _STOPPING.search(recent):
+                    self._vms = int(match[1])
 
     def _show_what_to_do(self, url: str) -> None:
         image = self._state.images / IMAGES[0]

@@ -1,0 +1,213 @@
+"""The README is run: every line that it tells a newcomer to type, and what it says is printed then."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.daemon import PATIENCE, ROOT, clean_environment
+from tests.test_tools import Runner, needs_embedded, purged, qemus, state_path
+from tools.state_dir import DEFAULT
+from vmstackd.settings import SETTINGS, load_settings
+
+__all__ = ["state_path"]
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+URL = "http://127.0.0.1:8099"
+HOST_FILE = "/tmp/host.json"
+
+NOT_RUN = {
+    "make run": "the daemon that the other lines talk to is started by the same tools.run",
+    "make test": "this test is a part of it",
+    ".venv/bin/vmstackd --exclude-cpus 0-1 --reserved-memory 4096 --image-roots /var/lib/libvirt/images": (
+        "would take in the VMs of this machine's libvirtd; tests/hypervisor has a libvirtd of its own"
+    ),
+}
+"""Lines that are not run here, and why."""
+
+MACHINE = {"avail", "vpotential", "progress", "free", "largest_vcpus", "largest_mib"}
+"""Keys whose numbers depend on the machine."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One line to type. kind: of the block with what it prints, empty if the README does not say."""
+
+    line: str
+    kind: str = ""
+    printed: str = ""
+
+
+def steps() -> list[Step]:
+    """A block of several lines says nothing about what they print; a block of one may."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```\n(\n?)", README, re.MULTILINE | re.DOTALL)
+    found = []
+    for index, (kind, text, _) in enumerate(blocks):
+        if kind != "sh":
+            continue
+        lines = text.splitlines()
+        follows = blocks[index][2] == "" and index + 1 < len(blocks) and blocks[index + 1][0] in ("json", "text")
+        if follows:
+            assert len(lines) == 1, f"which of these lines prints what is shown below? {lines}"
+            found.append(Step(lines[0], *blocks[index + 1][:2]))
+        else:
+            found += [Step(line) for line in lines]
+    return found
+
+
+TALKING = [step for step in steps() if URL in step.line or "/proc/" in step.line]
+"""In their order: they build on each other."""
+ALONE = [step for step in steps() if step not in TALKING and step.line not in NOT_RUN]
+
+
+def typed(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line as typed into a shell (not as its argument, which pgrep -f would find)."""
+    return subprocess.run(
+        ["sh", "-s"],
+        input=line + "\n",
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def alike(shown: object, printed: object, key: str = "") -> bool:
+    """Whether two JSON values are equal but for the numbers of a machine."""
+    if isinstance(shown, dict) and isinstance(printed, dict):
+        return list(shown) == list(printed) and all(alike(shown[name], printed[name], name) for name in shown)
+    if isinstance(shown, list) and isinstance(printed, list):
+        return len(shown) == len(printed) and all(map(alike, shown, printed))
+    if key in MACHINE:
+        return isinstance(printed, int | float)
+    if key == "message" and isinstance(shown, str) and isinstance(printed, str):
+        # Its numbers are those of the other fields.
+        return re.sub(r"\d+", "N", shown) == re.sub(r"\d+", "N", printed)
+    return shown == printed
+
+
+def check_printed(step: Step, printed: str) -> None:
+    if step.kind == "json":
+        shown = json.loads(step.printed)
+        assert alike(shown, json.loads(printed)), f"{step.line}\nshown: {shown}\nprinted: {printed}"
+    elif step.kind == "text":
+        pattern = re.escape(step.printed.rstrip("\n")).replace(r"\.\.\.", ".+")
+        assert re.fullmatch(pattern, printed.rstrip("\n")), f"{step.line}\nprinted: {printed}"
+
+
+def test_every_kind_of_call_is_documented_and_run() -> None:
+    paths = {match for step in TALKING for match in re.findall(re.escape(URL) + r"(/\w*)", step.line)}
+    assert paths == {"/", "/status", "/listvm", "/deploy", "/remove", "/progress", "/metrics", "/healthz"}
+    assert {step.kind for step in TALKING} == {"json", "text"}, "every line that talks shows what it prints"
+
+
+def test_nothing_is_excused_that_is_not_there() -> None:
+    assert set(NOT_RUN) <= {step.line for step in steps()}
+
+
+@pytest.mark.real
+@needs_embedded
+def test_every_line_that_talks_to_the_daemon_prints_what_the_readme_shows(state_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("the README's two VMs need 2 CPUs")
+
+    def here(text: str) -> str:
+        return text.replace(URL, runner.url).replace(DEFAULT, str(state_path))
+
+    with Runner(state_path) as runner:
+        for step in TALKING:
+            done = typed(here(step.line))
+            assert done.returncode == 0, (step.line, done.stderr)
+            check_printed(msgspec.structs.replace(step, printed=here(step.printed)), done.stdout)
+        assert runner.stop() == 0
+        # The form of a decision in the log is as shown.
+        for shown in re.findall(r"^\S+Z info (?:deploy|remove) .*$", README, re.MULTILINE):
+            keys = re.findall(r" (\w+)=", shown.split("why=")[0])
+            logged = [re.findall(r" (\w+)=", line.split("why=")[0]) for line in runner.said.splitlines()]
+            assert keys in logged
+    assert purged(state_path).returncode == 0
+    assert not qemus(state_path)
+
+
+def _names(step: Step) -> str:
+    return step.line
+
+
+@pytest.fixture
+def host_file(tmp_path: Path) -> Path:
+    path = tmp_path / "host.json"
+    path.write_text(typed(".venv/bin/vmstackd --config /dev/null --dump-topology").stdout, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("step", ALONE, ids=_names)
+def test_every_other_line_works(step: Step, host_file: Path) -> None:
+    line = step.line.replace(HOST_FILE, str(host_file))
+    if line.startswith(".venv/bin/vmstackd") and not re.search("--check-config|--dump-topology", line):
+        check_serves(line)
+        return
+    done = typed(line)
+    assert done.returncode == 0, done.stderr
+    check_printed(step, done.stdout)
+
+
+def check_serves(line: str) -> None:
+    """A daemon starts, says that it is ready, and ends when told to."""
+    line = re.sub(r"--http-port \d+", "--http-port 0", line)
+    with subprocess.Popen(
+        ["sh", "-c", f"exec {line}"], cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        said = []
+        for text in process.stderr:
+            said.append(text)
+            if " info ready http=" in text:
+                break
+        else:
+            raise AssertionError("".join(said))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_the_toml_example_is_valid(tmp_path: Path) -> None:
+    [example] = re.findall(r"^```toml\n(.*?)^```\n", README, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "vmstackd.toml"
+    path.write_text(example, encoding="utf-8")
+    settings = load_settings({}, {}, config_file=path)
+    assert settings.critical_sizes == {1500: 4, 3000: 8}
+    assert settings.exclude_cpus == (0, 1, 64, 65)
+
+
+def test_the_table_has_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? ?\| ", README, re.MULTILINE)
+
+    def shown(default: object) -> str:
+        return ",".join(default) if isinstance(default, tuple) else str(default or "") if default != 0 else "0"
+
+    assert rows == [(row.key, "" if row.default in ((), {}) else shown(row.default)) for row in SETTINGS]
+
+
+def test_the_old_names_of_settings_are_all_there() -> None:
+    assert all(f"`{row.legacy}`" in README for row in SETTINGS if row.legacy)
+
+
+def test_the_table_has_every_make_target() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(re.findall(r"^\| `make ([a-z-]+)`", README, re.MULTILINE)) == sorted(targets)
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_and_named_files_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    top = "core|vmstackd|tests|tools|topologies|benchmarks"
+    files = re.findall(rf"`((?:{top})/[\w./-]*\.(?:py|pyx|pyi|json|md))`", text)
+    assert [path for path in (*links, *files) if not (ROOT / path).exists()] == []

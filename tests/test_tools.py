@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from tests.daemon import ROOT, clean_environment
+from tests.real import QEMU, missing_embedded, missing_qemu
+from tools import hello_image, purge, run, state_dir
+from tools.state_dir import MARK, StateDir, StateDirError
+
+PATIENCE = 120.0
+"""Seconds for the first start, in which QEMU is asked what it can do."""
+
+needs_embedded = pytest.mark.skipif(bool(missing_embedded()), reason=f"qemu:///embed: {missing_embedded()}")
+
+
+class Runner:
+    """``make run`` without make: use it in a ``with`` statement; it is interrupted as with Ctrl-C at the end."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self._command = [sys.executable, "-m", "tools.run", str(directory), "--http-port", "0", *options]
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._collect, daemon=True)
+        self._reader.start()
+        try:
+            self.url = self.wait_for(r"info ready http=(\S+)")
+            self.wait_for(r"(Ready\. Ctrl-C)")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def said(self) -> str:
+        with self._news:
+            return "".join(self._lines)
+
+    def wait_for(self, pattern: str) -> str:
+        deadline = time.monotonic() + PATIENCE
+        with self._news:
+            while not (found := re.search(pattern, "".join(self._lines))):
+                left = deadline - time.monotonic()
+                if self._ended or left <= 0:
+                    raise AssertionError(f"no {pattern!r} in:\n{''.join(self._lines)}")
+                self._news.wait(left)
+            return found[1]
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        self._reader.join(PATIENCE)
+        return code
+
+    def get(self, path: str) -> object:
+        with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as reply:
+            return json.load(reply)
+
+    def _collect(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stream:
+            for line in stream:
+                with self._news:
+                    self._lines.append(line)
+                    self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+
+def purged(directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tools.purge", str(directory)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def qemus(directory: Path) -> list[int]:
+    """Processes whose command line names this directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"qemu-system" in words[0] and any(os.fsencode(directory) in word for word in words):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def state_path() -> Iterator[Path]:
+    """Not yet there, and short enough for Unix sockets below it; purged at the end."""
+    with tempfile.TemporaryDirectory(prefix="vmstack-") as parent:
+        path = Path(parent, "s")
+        yield path
+        if path.exists():
+            purged(path)
+
+
+@pytest.mark.real
+@needs_embedded
+def test_run_leaves_the_vms_running_and_finds_them_again_and_purge_ends_them(state_path: Path) -> None:
+    with Runner(state_path) as runner:
+        assert f"curl '{runner.url}/deploy?name=hello&cpu=1&mem=0.125&oc=1.0&qcow2={state_path}/images/" in runner.said
+        image = state_path / "images" / "hello.qcow2"
+        deployed = runner.get(f"/deploy?name=a&cpu=1&mem=0.125&oc=1.5&qcow2={image}")
+        assert deployed == {"success": True, "reason": None}
+        assert stat.S_IMODE(state_path.stat().st_mode) == 0o700
+        second = subprocess.run(
+            [sys.executable, "-m", "tools.run", str(state_path), "--http-port", "0"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert (second.returncode, "is in use: vmstackd runs on it" in second.stderr) == (1, True)
+        refused = purged(state_path)
+        assert (refused.returncode, "is in use: vmstackd runs on it" in refused.stderr) == (1, True)
+        assert runner.stop(signal.SIGINT) == 0
+        assert f"its VMs keep running (1): make run STATE_DIR={state_path} manages them again" in runner.said
+        assert "Traceback" not in runner.said
+    assert len(qemus(state_path)) == 1
+    with Runner(state_path) as runner:
+        assert runner.get("/listvm") == ["a"]
+        assert runner.get("/remove?name=a") == {"success": True, "reason": None}
+        assert runner.get(f"/deploy?name=b&cpu=1&mem=0.125&oc=1.0&qcow2={image}") == {"success": True, "reason": None}
+        assert runner.stop(signal.SIGTERM) == 0
+    done = purged(state_path)
+    assert (done.returncode, "Ended 1 VM: b" in done.stderr) == (0, True)
+    assert not qemus(state_path)
+    assert not state_path.exists()
+
+
+@pytest.mark.real
+@pytest.mark.skipif(bool(missing_qemu()), reason=f"QEMU: {missing_qemu()}")
+def test_the_image_says_hello_and_idles(tmp_path: Path) -> None:
+    image, serial = tmp_path / "hello.qcow2", tmp_path / "serial"
+    assert hello_image.main([str(image)]) == 0
+    command = [QEMU, "-accel", "tcg", "-machine", "q35", "-m", "64", "-nodefaults", "-display", "none"]
+    command += ["-serial", f"file:{serial}", "-drive", f"file={image},if=virtio,format=qcow2"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as guest:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not (serial.exists() and serial.read_bytes().endswith(b"\r\n")) and time.monotonic() < deadline:
+                assert guest.poll() is None
+                time.sleep(0.05)
+            assert serial.read_text() == hello_image.HELLO + "\n"  # universal newlines
+            before, begin = cpu_seconds(guest.pid), time.monotonic()
+            time.sleep(1)
+            assert cpu_seconds(guest.pid) - before < 0.5 * (time.monotonic() - begin)
+        finally:
+            guest.kill()
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_boot_sector_is_512_bytes_and_refuses_what_does_not_fit() -> None:
+    sector = hello_image.boot_sector("x" * 400)
+    assert len(sector) == 512
+    assert sector.endswith(b"\x55\xaa")
+    assert b"x" * 400 + b"\r\n\0" in sector
+    with pytest.raises(ValueError, match="bytes too long"):
+        hello_image.boot_sector("x" * 500)
+
+
+def test_an_image_that_cannot_be_made_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hello_image.main([str(tmp_path / "absent" / "x.qcow2")]) == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_a_state_directory_is_private_and_can_be_taken_again(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    for _ in range(2):
+        state = short(path)
+        state.make()
+        state.close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert sorted(entry.name for entry in path.iterdir()) == [MARK, "images"]
+
+
+def short(path: Path) -> StateDir:
+    """A state directory whose path may be longer than Unix sockets allow: nothing is started in it."""
+    state = StateDir("/short")
+    state.path = path
+    return state
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("relative", "absolute path"),
+        ("/tmp/with space", "absolute path"),
+        ("/tmp/a?b", "absolute path"),
+        ("/tmp/a,b", "absolute path"),
+        ("", "absolute path"),
+        ("/" + "x" * 60, "too long for the Unix sockets"),
+    ],
+)
+def test_paths_that_cannot_work_are_refused(path: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for program in (run.main, purge.main):
+        assert program([path]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for attempt in (short(tmp_path).make, short(tmp_path).open):
+        with pytest.raises(StateDirError, match="not to you"):
+            attempt()
+
+
+def test_a_directory_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(StateDirError, match="written by other users"):
+        short(tmp_path).make()
+
+
+def test_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(StateDirError, match="not a directory"):
+        short(tmp_path / "link").make()
+
+
+def test_a_directory_with_other_files_is_neither_used_nor_purged(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    with pytest.raises(StateDirError, match="not empty"):
+        short(tmp_path).make()
+    with pytest.raises(StateDirError, match="not made by make run"):
+        short(tmp_path).open()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["precious"]
+
+
+def test_only_one_may_use_it(tmp_path: Path) -> None:
+    first = short(tmp_path / "s")
+    first.make()
+    for attempt in (short(first.path).make, short(first.path).open):
+        with pytest.raises(StateDirError, match="in use"):
+            attempt()
+    first.close()
+    second = short(first.path)
+    second.open()
+    assert fcntl.fcntl(second.lock, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    second.close()
+
+
+def test_deleting_follows_no_links(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    state = short(tmp_path / "s")
+    state.make()
+    (state.path / "link").symlink_to(outside)
+    (state.images / "link").symlink_to(outside)
+    state.delete()
+    state.close()
+    assert not state.path.exists()
+    assert (outside / "precious").exists()
+
+
+def test_purging_what_is_not_there_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert purge.main(["/tmp/vmstack-never-made"]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_colours_only_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    state_dir.say("hello")
+    assert capsys.readouterr().err == "==> hello\n"
