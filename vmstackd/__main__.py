@@ -85,13 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _print(dump_topology(app.host_state(settings).topology))
         if given.check_config:
             return _check(settings)
-        log.set_up(debug=settings.debug > 0)
-        return asyncio.run(app.run(settings))
+        return _serve(settings)
     except SettingsError as error:
         return _fail(error, EXIT_CONFIG)
     except HypervisorError as error:
         return _fail(error, app.EXIT_UNAVAILABLE)
-    except KeyboardInterrupt:  # before the event loop took over the signals: nothing has been started
+
+
+def _serve(settings: Settings) -> int:
+    log.set_up(debug=settings.debug > 0)
+    try:
+        return asyncio.run(app.run(settings))
+    except KeyboardInterrupt:  # before app.run took over the signals: nothing has been started
         return app.EXIT_DONE
 
 

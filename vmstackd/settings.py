@@ -181,7 +181,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("critical_sizes", {}, _critical_sizes, "LEVEL=VMS,...", "exceptions to --critical-size by level"),
     Setting("period", 15.0, _seconds, "SECONDS", "time between two comparisons with the hypervisor", "SCL_DELAY"),
     Setting(
-        "http_host", "127.0.0.1", _text("an address", r"[^\s/]+"), "ADDRESS", "address of the HTTP endpoint", "SCL_URL"
+        "http_host",
+        "127.0.0.1",
+        _text("an address or a host name", r"[A-Za-z0-9._:%-]+"),
+        "ADDRESS",
+        "address of the HTTP endpoint",
+        "SCL_URL",
     ),
     Setting("http_port", 8099, _whole(0, 65535), "PORT", "port of the HTTP endpoint; 0 = any free one", "SCL_PORT"),
     Setting(

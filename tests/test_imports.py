@@ -1,0 +1,170 @@
+"""Imports point one way: core, then vmstackd.api, then the rest of vmstackd; nothing points back."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TREES = ("core", "vmstackd", "benchmarks", "tests")
+OURS = (*TREES, "globald", "vmstackctl")
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    _name(path): path for tree in TREES for path in sorted((ROOT / tree).rglob("*.py*")) if path.suffix != ".pyc"
+}
+"""Every module by its name; of a compiled one, the stub or the source."""
+
+
+def _source(path: Path) -> str:
+    """What ast understands: for a Cython source, the lines that import."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".pyx":
+        return text
+    lines = [line for line in text.splitlines() if line.startswith(("import ", "from ")) and " cimport " not in line]
+    return "\n".join(lines)
+
+
+def _resolve(base: str, name: str) -> str:
+    """``from base import name``: the module that is imported."""
+    return f"{base}.{name}" if f"{base}.{name}" in MODULES else base
+
+
+def imports_of(source: str, module: str, package: bool) -> Iterator[str]:
+    """Names of the modules that a source imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.split(".")[: len(module.split(".")) - node.level + int(package)]
+                base = ".".join([*above, *([base] if base else [])])
+            yield from (_resolve(base, alias.name) for alias in node.names)
+
+
+IMPORTS = {
+    name: set(imports_of(_source(path), name, path.stem == "__init__")) - {"__future__"}
+    for name, path in MODULES.items()
+}
+
+
+def _within(module: str, *parents: str) -> bool:
+    return any(module == parent or module.startswith(f"{parent}.") for parent in parents)
+
+
+def _standard(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
+def _breaches(importers: tuple[str, ...], *allowed: str) -> list[str]:
+    """Imports by these modules of anything that is neither allowed nor in the standard library."""
+    return [
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        if _within(name, *importers)
+        for other in sorted(others)
+        if not _standard(other) and not _within(other, *allowed)
+    ]
+
+
+def _meetings(importers: tuple[str, ...], forbidden: tuple[str, ...], but: tuple[str, ...] = ()) -> list[str]:
+    """Imports by these modules of something forbidden."""
+    return [
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        if _within(name, *importers) and not _within(name, *but)
+        for other in sorted(others)
+        if _within(other, *forbidden)
+    ]
+
+
+def test_the_modules_are_found() -> None:
+    assert {"core.allocator", "core.distances", "vmstackd.engine", "vmstackd.api", "vmstackd.transports.http"} <= set(
+        MODULES
+    )
+    assert "core.level" in IMPORTS["vmstackd.engine"]
+    assert "vmstackd.log" in IMPORTS["vmstackd.engine"]
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import a.b, c", {"a.b", "c"}),
+        ("from vmstackd import log", {"vmstackd.log"}),
+        ("from vmstackd.log import info", {"vmstackd.log"}),
+        ("from . import base", {"vmstackd.hypervisor.base"}),
+        ("from .base import Record", {"vmstackd.hypervisor.base"}),
+        ("from ..log import info", {"vmstackd.log"}),
+        ("def f():\n    import libvirt", {"libvirt"}),
+    ],
+)
+def test_every_way_to_import_is_seen(source: str, found: set[str]) -> None:
+    assert set(imports_of(source, "vmstackd.hypervisor.sim", package=False)) == found
+
+
+def test_the_core_sees_only_itself() -> None:
+    assert _breaches(("core",), "core", "msgspec", "cython", "Cython") == []
+
+
+def test_the_core_does_nothing_but_decide() -> None:
+    effects = ("os", "io", "pathlib", "socket", "subprocess", "logging", "random", "time", "datetime", "threading")
+    assert _meetings(("core",), (*effects, "asyncio", "secrets", "uuid", "shutil", "tempfile", "sys")) == []
+
+
+def test_requests_replies_and_errors_see_only_the_core() -> None:
+    assert _breaches(("vmstackd.api",), "core", "vmstackd.api", "msgspec") == []
+
+
+def test_only_the_libvirt_hypervisor_imports_libvirt() -> None:
+    assert _meetings(("core", "vmstackd"), ("libvirt",), but=("vmstackd.hypervisor.libvirt",)) == []
+    assert "libvirt" in IMPORTS["vmstackd.hypervisor.libvirt"]
+
+
+def test_the_operations_layer_can_be_used_where_libvirt_is_missing() -> None:
+    code = (
+        "import sys; sys.modules['libvirt'] = None\n"
+        "import vmstackd.api.requests, vmstackd.api.replies, vmstackd.api.errors, vmstackd.__main__\n"
+        "import vmstackd.engine, vmstackd.transports.http, vmstackd.hypervisor.sim\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_transports_decide_nothing() -> None:
+    deciding = ("vmstackd.topology_source", "core.allocator", "core.policy", "core.capacity", "vmstackd.reconcile")
+    assert _meetings(("vmstackd.transports",), ("vmstackd.hypervisor", "vmstackd.watch", *deciding)) == []
+
+
+def test_hypervisors_and_topology_sources_do_not_know_who_uses_them() -> None:
+    users = ("vmstackd.engine", "vmstackd.host", "vmstackd.watch", "vmstackd.reconcile", "vmstackd.transports")
+    assert _meetings(("vmstackd.hypervisor", "vmstackd.topology_source"), (*users, "vmstackd.settings")) == []
+
+
+def test_nothing_imports_what_joins_the_parts_but_the_command_line() -> None:
+    joining = ("vmstackd.app", "vmstackd.__main__")
+    assert _meetings(("core", "vmstackd"), joining, but=("vmstackd.__main__", "vmstackd.embedded")) == []
+
+
+def test_the_product_imports_neither_tests_nor_benchmarks_nor_other_programs() -> None:
+    assert _meetings(("core", "vmstackd"), ("tests", "benchmarks", "globald", "vmstackctl")) == []
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {
+        name: {other for other in others if other in IMPORTS and other != name}
+        for name, others in IMPORTS.items()
+        if _within(name, "core", "vmstackd")
+    }
+    while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
+        graph = {name: others - leaves for name, others in graph.items() if name not in leaves}
+    assert graph == {}
