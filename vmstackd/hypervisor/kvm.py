@@ -19,25 +19,30 @@ _LOAD_ADDRESS = 0x7C00
 
 def _boot_sector() -> bytes:
     """Counts down in 32-bit mode, then has QEMU's isa-debug-exit device end the machine."""
-    count = (
-        b"\xb9" + LOOPS.to_bytes(4, "little")  # mov ecx, LOOPS
-        + b"\x49\x75\xfd"  # dec ecx; jnz back to it
-        + b"\x66\xba" + EXIT_PORT.to_bytes(2, "little")  # mov dx, EXIT_PORT
-        + b"\xb0" + EXIT_VALUE.to_bytes(1, "little")  # mov al, EXIT_VALUE
-        + b"\xee"  # out dx, al
-        + b"\xf4\xeb\xfd"  # hlt and again, should nobody listen at the port
-    )  # fmt: skip
+    count = b"".join(
+        [
+            b"\xb9" + LOOPS.to_bytes(4, "little"),  # mov ecx, LOOPS
+            b"\x49\x75\xfd",  # dec ecx; jnz back to it
+            b"\x66\xba" + EXIT_PORT.to_bytes(2, "little"),  # mov dx, EXIT_PORT
+            b"\xb0" + EXIT_VALUE.to_bytes(1, "little"),  # mov al, EXIT_VALUE
+            b"\xee",  # out dx, al
+            b"\xf4\xeb\xfd",  # hlt and again, should nobody listen at the port
+        ]
+    )
     count_at, table_at = _LOAD_ADDRESS + 0x20, _LOAD_ADDRESS + 0x40
-    enter = (
-        b"\xfa"  # cli
-        b"\x31\xc0\x8e\xd8"  # xor ax, ax; mov ds, ax
-        + b"\x0f\x01\x16" + (table_at + 16).to_bytes(2, "little")  # lgdt
-        + b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0"  # mov eax, cr0; or al, 1; mov cr0, eax
-        + b"\xea" + count_at.to_bytes(2, "little") + b"\x08\0"  # jmp 8:count
-    )  # fmt: skip
+    enter = b"".join(
+        [
+            b"\xfa",  # cli
+            b"\x31\xc0\x8e\xd8",  # xor ax, ax; mov ds, ax
+            b"\x0f\x01\x16" + (table_at + 16).to_bytes(2, "little"),  # lgdt
+            b"\x0f\x20\xc0\x0c\x01\x0f\x22\xc0",  # mov eax, cr0; or al, 1; mov cr0, eax
+            b"\xea" + count_at.to_bytes(2, "little") + b"\x08\0",  # jmp 8:count
+        ]
+    )
     descriptors = bytes(8) + b"\xff\xff\0\0\0\x9a\xcf\0"  # none; 32-bit code, 0 to 4 GiB
     pointer = (len(descriptors) - 1).to_bytes(2, "little") + table_at.to_bytes(4, "little")
-    return (enter.ljust(0x20, b"\0") + count.ljust(0x20, b"\0") + descriptors + pointer).ljust(510, b"\0") + b"\x55\xaa"
+    code = enter.ljust(0x20, b"\0") + count.ljust(0x20, b"\0")
+    return (code + descriptors + pointer).ljust(510, b"\0") + b"\x55\xaa"
 
 
 BOOT_SECTOR = _boot_sector()

@@ -14,13 +14,14 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import libvirt
 import msgspec
 
+from core.cpuset import format_cpu_list
 from vmstackd.hypervisor.base import (
     HypervisorError,
     HypervisorEvent,
@@ -54,6 +55,7 @@ _CLOSE_REASONS = {
 _DEAD_LINK = {libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN}
 _FLAGS_REFUSED = {libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT}
 _SHARES_REFUSED = {libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_OPERATION_INVALID}
+_NO_AFFINITY = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_SYSTEM_ERROR}
 _UNDEFINE_FLAGS = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -70,7 +72,7 @@ class LibvirtHypervisor:
         self.uri = uri
         self._options = options
         self._root = embedded_root(uri)
-        self._link = Link(_Driver(uri), options.workers)
+        self._link = Link(_Driver(uri) if self._root is None else _EmbeddedDriver(uri), options.workers)
         self._kvm: asyncio.Task[bool] | None = None
         self._shares = True
 
@@ -83,7 +85,7 @@ class LibvirtHypervisor:
             except OSError as error:
                 raise HypervisorUnreachable(f"{self.uri}: {error}") from error
             first = not await asyncio.to_thread(probed_before, self._root)
-        _start_event_loop()
+        start_event_loop()
         await self._link.open(on_event)
         if first:
             log.info("asking QEMU what it can do; the first time this takes about ten seconds")
@@ -118,16 +120,17 @@ class LibvirtHypervisor:
 
     async def create(self, definition: VmDefinition) -> None:
         """As in base."""
+        cpus = definition.record.cpus
         options = await self._domain_options(definition.record.image)
         try:
-            await self._link.call(functools.partial(_create, xml=domain_xml(definition, options)))
+            await self._link.call(functools.partial(_create, xml=domain_xml(definition, options), cpus=cpus))
         except HypervisorError as error:
             if not options.shares_per_vcpu or _code(error.__cause__) not in _SHARES_REFUSED:
                 raise
             # Without a cgroup CPU controller libvirt starts no VM that has shares. Its errors do not
             # tell that apart from others; trying without does.
             options = msgspec.structs.replace(options, shares_per_vcpu=0)
-            await self._link.call(functools.partial(_create, xml=domain_xml(definition, options)))
+            await self._link.call(functools.partial(_create, xml=domain_xml(definition, options), cpus=cpus))
             self._shares = False
             log.warning("new VMs go without CPU shares: %s", error)
 
@@ -174,7 +177,7 @@ class LibvirtHypervisor:
         emulator = self._options.emulator or shutil.which("qemu-system-x86_64") or ""
         worker = Workers(1, "kvm", _ignore)  # not asyncio's threads: the end of the process would wait for them
         try:
-            works = await worker.run(functools.partial(kvm_works, emulator))
+            works = await worker.submit(functools.partial(kvm_works, emulator))
         finally:
             await worker.stop(0)
         log.info("new VMs run under %s", "KVM" if works else "TCG, which is slow: KVM does not run guests here")
@@ -182,17 +185,14 @@ class LibvirtHypervisor:
 
 
 class _Driver:
-    """link.Driver for libvirt."""
+    """link.Driver for libvirt: a daemon, or ``test``."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._callbacks: dict[Connection, int] = {}
 
     def connect(self) -> Connection:
-        try:
-            connection = cast("Connection", libvirt.open(self._uri))
-        except libvirt.libvirtError as error:
-            raise HypervisorUnreachable(f"{self._uri}: {error}") from error
+        connection = self._open()
         # The drivers without a daemon have no keepalive, and need none.
         with contextlib.suppress(libvirt.libvirtError):
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
@@ -209,7 +209,7 @@ class _Driver:
         def changed(_connection: Connection, domain: Domain, _event: int, _detail: int, _opaque: None) -> None:
             on_changed(domain.name())
 
-        connection.registerCloseCallback(closed, None)
+        self._watch_link(connection, closed)
         self._callbacks[connection] = connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, changed, None
         )
@@ -217,10 +217,19 @@ class _Driver:
     def unwatch(self, connection: Connection) -> None:
         callback = self._callbacks.pop(connection, None)
         with contextlib.suppress(libvirt.libvirtError):
-            connection.unregisterCloseCallback()
-        with contextlib.suppress(libvirt.libvirtError):
             if callback is not None:
                 connection.domainEventDeregisterAny(callback)
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.unregisterCloseCallback()
+
+    def _open(self) -> Connection:
+        try:
+            return cast("Connection", libvirt.open(self._uri))
+        except libvirt.libvirtError as error:
+            raise HypervisorUnreachable(f"{self._uri}: {error}") from error
+
+    def _watch_link(self, connection: Connection, closed: Callable[[Connection, int, None], None]) -> None:
+        connection.registerCloseCallback(closed, None)
 
     @contextlib.contextmanager
     def errors(self, connection: Connection) -> Iterator[None]:
@@ -232,6 +241,29 @@ class _Driver:
             if _code(error) in _DEAD_LINK or error.get_error_domain() == libvirt.VIR_FROM_RPC or not _alive(connection):
                 raise HypervisorUnreachable(f"{self._uri}: {error}") from error
             raise HypervisorError(str(error)) from error
+
+
+class _EmbeddedDriver(_Driver):
+    """One connection serves all threads, for as long as the process lives.
+
+    The driver is in this process, so there is nothing to wait for and no link to lose. And libvirt
+    registers it anew at each connection, in a table that a dozen or so fill (seen in 9.0).
+    """
+
+    _shared: ClassVar[dict[str, Connection]] = {}
+    _lock: ClassVar = threading.Lock()
+
+    def connect(self) -> Connection:
+        with self._lock:
+            if self._uri not in self._shared:
+                self._shared[self._uri] = self._open()
+            return self._shared[self._uri]
+
+    def disconnect(self, connection: Connection) -> None:
+        pass
+
+    def _watch_link(self, connection: Connection, closed: Callable[[Connection, int, None], None]) -> None:
+        pass
 
 
 # What follows runs in worker threads and raises libvirtError.
@@ -268,11 +300,12 @@ def _observe(connection: Connection, domain: Domain) -> ObservedVm:
         try:
             pinned = _union(domain.vcpus()[1])
         except libvirt.libvirtError as error:
-            if _code(error) != libvirt.VIR_ERR_OPERATION_INVALID:
+            if _code(error) not in _NO_AFFINITY or error.get_error_domain() == libvirt.VIR_FROM_RPC:
                 raise
             running = bool(domain.isActive())
         if running and not pinned:
-            # Starting, no threads yet; or one thread for all vCPUs. The definition says where they may go.
+            # Starting, no threads yet; ending, which libvirt has yet to notice; or one thread for all
+            # vCPUs. The definition says where they may be.
             everywhere = frozenset(range(connection.getCPUMap()[0]))
             pinned = everywhere if facts.pinned is None else facts.pinned
     return ObservedVm(
@@ -287,7 +320,10 @@ def _observe(connection: Connection, domain: Domain) -> ObservedVm:
     )
 
 
-def _create(connection: Connection, xml: str) -> None:
+def _create(connection: Connection, xml: str, cpus: Collection[int]) -> None:
+    # Checked first: libvirt 9.0 hangs for 40 s over an emulator pinned to a CPU that is not there,
+    # and libvirt-python cuts such CPUs off without a word.
+    _cpu_map(connection, cpus)
     # Started before it is defined: a VM that does not start leaves no definition, and the name of a
     # VM that is only defined is refused instead of redefined.
     domain = connection.createXML(xml)
@@ -331,11 +367,7 @@ def _undefine(domain: Domain) -> None:
 def _pin(connection: Connection, name: str, cpus: frozenset[int]) -> frozenset[int]:
     domain = connection.lookupByName(name)
     _, maps = domain.vcpus()
-    size = connection.getCPUMap()[0]
-    if not cpus or max(cpus) >= size:
-        # libvirt-python would cut them off without a word.
-        raise HypervisorError(f"CPUs {sorted(cpus)} cannot be pinned to: the hypervisor has 0-{size - 1}")
-    wanted = tuple(cpu in cpus for cpu in range(size))
+    wanted = _cpu_map(connection, cpus)
     changed = False
     for index, current in enumerate(maps):
         if current != wanted:
@@ -358,6 +390,15 @@ def _write_record(connection: Connection, name: str, record: Record) -> None:
     if domain.isPersistent():
         flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
     domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, record_text(record), PREFIX, NAMESPACE, flags)
+
+
+def _cpu_map(connection: Connection, cpus: Collection[int]) -> CpuMap:
+    """Raises HypervisorError unless the host has all of these; whether they are online libvirt must say."""
+    size = connection.getCPUMap()[0]
+    if not cpus or max(cpus) >= size:
+        shown = format_cpu_list(sorted(cpus))
+        raise HypervisorError(f"cannot pin to CPUs [{shown}]: the host has 0-{size - 1}")
+    return tuple(cpu in cpus for cpu in range(size))
 
 
 def _union(maps: Iterable[CpuMap]) -> frozenset[int]:
@@ -393,7 +434,7 @@ def _direct_io(image: str) -> bool:
 _started = threading.Lock()
 
 
-def _start_event_loop() -> None:
+def start_event_loop() -> None:
     """Run libvirt's own event loop, in a daemon thread, once per process and before the first connection."""
     if not _started.acquire(blocking=False):
         return

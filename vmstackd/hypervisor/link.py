@@ -14,7 +14,7 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from vmstackd.hypervisor.base import HypervisorError, HypervisorEvent, HypervisorUnreachable
 from vmstackd.hypervisor.workers import Workers
@@ -25,6 +25,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 BACKOFF_S, BACKOFF_MAX_S = 0.2, 5.0
+CONNECT_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
 
 
@@ -58,6 +59,7 @@ class Link(Generic[C]):
         """Why calls are refused now; empty while the link is up."""
         self._closed = False
         self._local = threading.local()
+        self._pending: set[asyncio.Future[Any]] = set()
         self._reconnecting: asyncio.Task[None] | None = None
 
     async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
@@ -67,7 +69,11 @@ class Link(Generic[C]):
         self._workers = Workers(self._worker_count, "hypervisor", self._drop)
         self._listener = Workers(1, "hypervisor-events", self._stop_listening)
         try:
-            await self._listener.run(functools.partial(self._listen, self._number))
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._listener.submit(functools.partial(self._listen, self._number))
+        except TimeoutError:
+            await self.close()
+            raise HypervisorUnreachable("the hypervisor does not answer") from None
         except BaseException:
             await self.close()
             raise
@@ -86,11 +92,15 @@ class Link(Generic[C]):
         if self._broken:
             raise HypervisorUnreachable(self._broken)
         number = self._number
+        result = self._workers.submit(functools.partial(self._work, number, work))
+        self._pending.add(result)
         try:
-            return await self._workers.run(functools.partial(self._work, number, work))
+            return await result
         except HypervisorUnreachable as error:
             self._lost(number, str(error))
             raise
+        finally:
+            self._pending.discard(result)
 
     def _work(self, number: int, work: Callable[[C], T]) -> T:
         """In a worker thread."""
@@ -145,6 +155,10 @@ class Link(Generic[C]):
         if self._broken:  # lost again before it was restored: the reconnecting task goes on
             return
         self._broken = reason
+        # A thread may be waiting for a daemon that takes connections and never answers.
+        for result in self._pending:
+            if not result.done():
+                result.set_exception(HypervisorUnreachable(reason))
         log.warning("lost the hypervisor: %s", reason)
         self._on_event(HypervisorEvent("lost", reason=reason))
         self._reconnecting = asyncio.create_task(self._reconnect())
@@ -156,7 +170,7 @@ class Link(Generic[C]):
             delay = min(delay * 2, BACKOFF_MAX_S)
             number = self._number
             try:
-                await self._listener.run(functools.partial(self._listen, number))
+                await self._listener.submit(functools.partial(self._listen, number))
             except HypervisorError as error:
                 self._broken = str(error)
                 continue

@@ -44,7 +44,8 @@ class SimHypervisor:
     async def observe(self, names: Iterable[str] | None = None) -> list[ObservedVm]:
         """As in base."""
         self._check_open()
-        return [self.vms[name] for name in (list(self.vms) if names is None else names) if name in self.vms]
+        wanted = list(self.vms) if names is None else dict.fromkeys(names)
+        return [self.vms[name] for name in wanted if name in self.vms]
 
     async def create(self, definition: VmDefinition) -> None:
         """As in base."""

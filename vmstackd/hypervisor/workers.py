@@ -30,12 +30,12 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, call: Callable[[], T]) -> T:
-        """Its result or exception. Cancelling the wait does not stop the call."""
+    def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Its result or exception. Cancelling the future does not stop the call."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._jobs.put((loop, done, call))
-        return await done
+        return done
 
     async def stop(self, timeout_s: float) -> None:
         """Let queued calls finish, and wait so long for the threads to end."""
