@@ -17,7 +17,6 @@ help:  ## this list
 # Nothing is downloaded when only the core has changed.
 .venv/packages: pyproject.toml constraints.txt tools/setup
 	@tools/setup
-	@touch $@
 
 .venv/ready: .venv/packages setup.py $(shell find core -name '*.py' -o -name '*.pyx' -o -name '*.pxd')
 	@$(PYTHON) setup.py -q build_ext --inplace
