@@ -616,3 +616,23 @@ def test_whatever_happens_levels_never_share_a_cpu_and_all_settles(seed: int) ->
     for generation in range(3):
         asyncio.run(life(generation * 100))
         assert hv.violations == []
+
+
+def test_a_deploy_whose_caller_goes_away_is_told_with_its_real_outcome() -> None:
+    outcomes: list[Outcome] = []
+
+    async def run() -> None:
+        hv = FaultySim()
+        engine = make(hv, outcomes=outcomes)
+        await engine.start()
+        hv.plan = failing("create")
+        asking = asyncio.create_task(ask(engine, deploy("a")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asking.cancel()
+        await quiet(engine)
+        assert asking.cancelled()
+        await engine.stop()
+
+    asyncio.run(run())
+    assert [outcome.outcome for outcome in outcomes] == ["HypervisorError"]

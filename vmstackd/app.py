@@ -91,7 +91,7 @@ async def run(settings: Settings) -> int:
             "http-failed",
             address=f"{settings.http_host}:{settings.http_port}",
             reason=error.strerror or error,
-            next_step="free the port, or choose another with --http-port",
+            next_step="free the address, or choose another with --http-host and --http-port",
         )
         return EXIT_FAILED
     topology = host.state.topology
@@ -107,16 +107,18 @@ async def run(settings: Settings) -> int:
     )
     with listener:
         starting = asyncio.create_task(host.start())
-        stopped_early = asyncio.create_task(stop.wait())
-        await asyncio.wait((starting, stopped_early), return_when=asyncio.FIRST_COMPLETED)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
-            log.info("stopping", vms="still unknown")
+            log.info("stopping", note="before the hypervisor answered")
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return EXIT_DONE
+        stopping.cancel()
         try:
-            await starting
+            starting.result()
         except HypervisorError as error:
             return _unreachable(settings, error)
-        finally:
-            stopped_early.cancel()
         metrics.watch(host.status, lambda: host.repins)
         http = HttpTransport(host, metrics, listener, settings.http_names)
         if not stop.is_set():

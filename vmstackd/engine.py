@@ -7,8 +7,7 @@ own threads, for several VMs at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -41,8 +40,6 @@ from vmstackd.hypervisor.base import (
     VmMissing,
 )
 from vmstackd.watch import Watch
-
-_T = TypeVar("_T")
 
 STOP_PATIENCE = 60.0
 """Seconds that operations in progress get to end when the daemon stops."""
@@ -77,7 +74,7 @@ class Engine:
         self._policy = policy
         self._watch = Watch(self._host, policy, period)
         self._observer = observer
-        self._operations: set[asyncio.Task[Any]] = set()
+        self._operations: set[asyncio.Task[replies.Reply]] = set()
         self._watching: asyncio.Task[None] | None = None
 
     # Life
@@ -115,7 +112,21 @@ class Engine:
     # Requests
 
     async def handle(self, request: requests.Request, caller: Caller, request_id: str) -> replies.Reply:
-        """Answer one request, or raise a VmstackError. A change runs on even if the caller goes away."""
+        """Answer one request, or raise a VmstackError. A change runs to its end even if the caller goes away."""
+        work = self._handle(request, caller, request_id)
+        if not isinstance(request, requests.Deploy | requests.Remove):
+            return await work
+        task = asyncio.create_task(work)
+        self._operations.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[replies.Reply]) -> None:
+        self._operations.discard(task)
+        if not task.cancelled():
+            task.exception()  # has been logged; the caller may be gone
+
+    async def _handle(self, request: requests.Request, caller: Caller, request_id: str) -> replies.Reply:
         operation = type(request).__name__.lower()
         begin = asyncio.get_running_loop().time()
         outcome, reason, why = "ok", "", ""
@@ -125,6 +136,9 @@ class Engine:
             reply = await self._dispatch(request, caller, operation)
         except VmstackError as error:
             outcome, reason, why = error.code, str(error.details.get("resource", "")), error.message
+            raise
+        except asyncio.CancelledError:
+            outcome, why = "cancelled", "vmstackd is stopping"
             raise
         except Exception as error:
             outcome, why = Internal.code, "see the traceback above"
@@ -148,9 +162,9 @@ class Engine:
                 )
         match request:
             case requests.Deploy():
-                return await self._to_the_end(self._deploy(request))
+                return await self._deploy(request)
             case requests.Remove():
-                return await self._to_the_end(self._remove(request))
+                return await self._remove(request)
             case requests.Progress():
                 return self._progress(request)
             case requests.Status():
@@ -161,12 +175,6 @@ class Engine:
                 return self._describe(request.name)
             case requests.Topology():
                 return self._topology()
-
-    async def _to_the_end(self, work: Coroutine[Any, Any, _T]) -> _T:
-        task = asyncio.create_task(work)
-        self._operations.add(task)
-        task.add_done_callback(self._operations.discard)
-        return await asyncio.shield(task)
 
     # Deploy
 

@@ -117,3 +117,15 @@ def test_nothing_that_clients_send_brings_a_500_or_a_line_that_is_not_ours(debug
         log = daemon.log
     assert not [line for line in log.splitlines() if not LINE.fullmatch(line)]
     assert not re.search(r"Z (error|warning) ", log)
+
+
+def test_a_signal_ends_the_start_while_the_hypervisor_is_silent(tmp_path: Path) -> None:
+    path = tmp_path / "silent.sock"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        uri = f"qemu+unix:///system?socket={path}"
+        with Daemon("--hypervisor", uri, "--topology", SMALL_HOST, wait=False) as daemon:
+            daemon.wait_for(" starting ")
+            assert daemon.stop() == 0
+            assert "hypervisor-unreachable" not in daemon.log
