@@ -94,7 +94,7 @@ def test_surplus_is_what_the_need_leaves(critical: int, level: int, cpus: int, w
         (6, 2000, 4, [2, 2], 4),
         (3, 2000, 4, [2, 2], 8),
         (6, 2000, 1, [3, 3, 3], 0),  # owes more than the host has
-        (0, 1000, 8, [9], 0),  # a VM wider than the host, found so
+        (0, 2000, 8, [9], 0),  # a VM wider than the host, found so
     ],
 )
 def test_largest_vcpus(critical: int, level: int, cpus: int, widths: list[int], largest: int) -> None:
