@@ -126,7 +126,9 @@ def read_trace(path: Path) -> Trace:
     """Read a file. Raises Unusable for anything that is not such a trace."""
     try:
         texts = path.read_text(encoding="utf-8").rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise Unusable(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise Unusable(f"{path}: {error}") from error
     number = 1
     try:
