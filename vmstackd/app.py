@@ -137,6 +137,8 @@ def _unreachable(settings: Settings, error: HypervisorError) -> int:
         "hypervisor-unreachable",
         uri=settings.hypervisor,
         reason=error,
-        next_step="start it (systemctl start libvirtd), or name another with --hypervisor",
+        next_step="end the process that uses this directory, or name another one with --hypervisor"
+        if settings.hypervisor.startswith("qemu:///embed")
+        else "start it (systemctl start libvirtd), or name another with --hypervisor",
     )
     return EXIT_UNAVAILABLE
