@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, cast
 
-import libvirt
 import msgspec
 
 from core.cpuset import format_cpu_list
@@ -41,6 +40,10 @@ from vmstackd.hypervisor.metadata import NAMESPACE, PREFIX, record_text
 from vmstackd.hypervisor.options import HypervisorOptions
 from vmstackd.hypervisor.workers import Workers
 from vmstackd.images import resolve_image
+
+# Read once, when libvirt is loaded. The embedded driver would mix each VM's start into our log.
+os.environ.setdefault("LIBVIRT_DEBUG", "4")
+import libvirt
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +126,14 @@ class LibvirtHypervisor:
         cpus = definition.record.cpus
         options = await self._domain_options(definition.record.image)
         try:
-            await self._link.call(functools.partial(_create, xml=domain_xml(definition, options), cpus=cpus))
+            await self._link.call(functools.partial(_create_on, xml=domain_xml(definition, options), cpus=cpus))
         except HypervisorError as error:
             if not options.shares_per_vcpu or _code(error.__cause__) not in _SHARES_REFUSED:
                 raise
             # Without a cgroup CPU controller libvirt starts no VM that has shares. Its errors do not
             # tell that apart from others; trying without does.
             options = msgspec.structs.replace(options, shares_per_vcpu=0)
-            await self._link.call(functools.partial(_create, xml=domain_xml(definition, options), cpus=cpus))
+            await self._link.call(functools.partial(_create_on, xml=domain_xml(definition, options), cpus=cpus))
             self._shares = False
             log.warning("new VMs go without CPU shares: %s", error)
 
@@ -320,10 +323,13 @@ def _observe(connection: Connection, domain: Domain) -> ObservedVm:
     )
 
 
-def _create(connection: Connection, xml: str, cpus: Collection[int]) -> None:
-    # Checked first: libvirt 9.0 hangs for 40 s over an emulator pinned to a CPU that is not there,
-    # and libvirt-python cuts such CPUs off without a word.
+def _create_on(connection: Connection, xml: str, cpus: Collection[int]) -> None:
+    # Checked first: libvirt 9.0 hangs for 40 s over an emulator pinned to a CPU that is not there.
     _cpu_map(connection, cpus)
+    _create(connection, xml)
+
+
+def _create(connection: Connection, xml: str) -> None:
     # Started before it is defined: a VM that does not start leaves no definition, and the name of a
     # VM that is only defined is refused instead of redefined.
     domain = connection.createXML(xml)
@@ -393,7 +399,10 @@ def _write_record(connection: Connection, name: str, record: Record) -> None:
 
 
 def _cpu_map(connection: Connection, cpus: Collection[int]) -> CpuMap:
-    """Raises HypervisorError unless the host has all of these; whether they are online libvirt must say."""
+    """Raises HypervisorError unless the host has all of these; whether they are online libvirt must say.
+
+    libvirt-python cuts off those that the host does not have, without a word.
+    """
     size = connection.getCPUMap()[0]
     if not cpus or max(cpus) >= size:
         shown = format_cpu_list(sorted(cpus))
