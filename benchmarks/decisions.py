@@ -2,14 +2,14 @@
 
 Per call, through the Python API, by quarter of filling; the plain Python oracle of the tests does the
 same work once in the same run. A first repeat warms up and is not counted; then as many follow as give
-SAMPLES figures per quarter, so that a p99 is not just the worst one. The garbage collector stays on,
-as in the daemon, and runs once before each repeat. The clock's own cost (about
+SAMPLES figures per quarter, so that a p99 is not just the worst one. The garbage collector
+stays on, as in the daemon; it is not run by hand between repeats, because that empties the processor's
+caches and more than doubles the time of the next decision. The clock's own cost (about
 0.05 us) is included. Deploy and remove are whole decisions: remove is plan_remove and free_cpus.
 """
 
 from __future__ import annotations
 
-import gc
 import random
 from collections import defaultdict
 from fractions import Fraction
@@ -62,7 +62,6 @@ def _measure(topology: Topology, vcpus: int, level: int, count: int, samples: Sa
     """Fill and empty a host once."""
     state = empty_state(topology, RULES)
     clock = perf_counter_ns
-    gc.collect()
     for number in range(count):
         quarter = 4 * number // count
         vm = Vm(f"vm{number}", vcpus, MEMORY_MIB, level)

@@ -255,6 +255,33 @@ def test_withdraw_after_deploy_restores_always(state: HostState, vcpus: int, mem
         assert facts(free_cpus(undone.state, undone.released)) == facts(state)
 
 
+@given(used(), LEVEL, st.lists(VCPUS, min_size=2, max_size=4), st.data())
+def test_withdraw_leaves_the_later_vms_of_the_level_what_they_need(
+    state: HostState, level: int, widths: list[int], data: st.DataObject
+) -> None:
+    """CPUs that the failed VM took are given up as far as the others can spare them, and not one more."""
+    plans = []
+    for number, vcpus in enumerate(widths):
+        decided = plan_deploy(state, Vm(f"new{number}", vcpus, 1, level), REFERENCE)
+        if isinstance(decided, Plan):
+            plans.append(decided)
+            state = decided.state
+    if not plans:
+        return
+    failed = data.draw(st.sampled_from(plans))
+    before = state.subset(level)
+    undone = plan_withdraw(state, failed)
+    after = undone.state.subset(level)
+    assert before is not None
+    assert broken(undone.state, in_debt(undone.state)) == []
+    if failed is plans[-1] or after is None:
+        return
+    spare = max(0, len(before.cpus) - subset_need(undone.state.rules, after))
+    assert len(undone.released) == min(spare, len(failed.taken))
+    assert set(undone.released) <= set(failed.taken)
+    assert after.cpus == tuple(cpu for cpu in before.cpus if cpu not in undone.released)
+
+
 @given(used(), VCPUS, MEMORY, LEVEL)
 def test_remove_after_deploy_restores_a_level_that_had_just_what_it_needed(
     state: HostState, vcpus: int, memory: int, level: int
