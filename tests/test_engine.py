@@ -400,6 +400,34 @@ def test_without_a_link_changes_are_refused_and_reads_answered_until_it_heals() 
     with_engine(test)
 
 
+def test_a_vm_that_cannot_be_looked_at_keeps_its_cpus_and_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmstackd.watch.RETRY_S", 0.0)
+
+    async def test(engine: Engine, hv: FaultySim) -> None:
+        await ask(engine, deploy("a"))
+        await quiet(engine)
+        healthy = hv.vms["a"]
+        looks = []
+
+        async def plan(operation: str, name: str) -> None:
+            if operation == "observe":
+                looks.append(operation)
+                hv.vms["a"] = msgspec.structs.replace(healthy, unknown="it is dying" if len(looks) < 3 else "")
+
+        hv.plan = plan
+        hv.put(healthy)
+        for _ in range(8):
+            await asyncio.sleep(0)
+        assert looks
+        assert engine.state.vm("a") is not None
+        assert any("cannot be looked at: it is dying" in text for text in engine.status().degraded)
+        await quiet(engine)
+        assert len(looks) == 3
+        assert engine.status().degraded == ()
+
+    with_engine(test)
+
+
 @pytest.mark.parametrize("started", [True, False])
 def test_a_link_that_breaks_during_a_start_leaves_the_vm_unclear_until_it_is_back(started: bool) -> None:
     async def test(engine: Engine, hv: FaultySim) -> None:

@@ -310,6 +310,8 @@ class Engine:
         for name, live in self._host.live.items():
             if live.pin_failure:
                 yield f"VM {name!r} is not pinned as decided: {live.pin_failure}"
+            if live.unseen:
+                yield f"VM {name!r} cannot be looked at: {live.unseen}"
 
     def _list(self) -> replies.ListReply:
         return replies.ListReply(

@@ -30,17 +30,19 @@ class LiveVm:
     """What is known of a VM beyond the decision.
 
     pinned: every CPU that it may run on now, as last read back; more while a change is under way.
-    record: what its metadata says. pin_failure: why it is not pinned as decided. changes: calls under
+    record: what its metadata says. pin_failure: why it is not pinned as decided. unseen: why it could
+    not be looked at the last time. changes: calls under
     way that change its pinning or its record, so that neither can be learned by looking.
     """
 
-    __slots__ = ("changes", "phase", "pin_failure", "pinned", "record")
+    __slots__ = ("changes", "phase", "pin_failure", "pinned", "record", "unseen")
 
     def __init__(self, phase: Phase) -> None:
         self.phase = phase
         self.pinned: frozenset[int] = frozenset()
         self.record: Record | None = None
         self.pin_failure = ""
+        self.unseen = ""
         self.changes = 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from core.cpuset import format_cpu_list
 from core.level import format_level
@@ -13,6 +13,9 @@ from vmstackd.api.replies import UnplacedVm
 from vmstackd.host import Host, LiveVm, Phase
 from vmstackd.hypervisor.base import HypervisorError, HypervisorEvent, ObservedVm
 from vmstackd.reconcile import Reconciliation, reconcile
+
+RETRY_S = 0.5
+"""Seconds until a VM that could not be looked at is looked at again."""
 
 
 class Watch:
@@ -57,17 +60,25 @@ class Watch:
             if names is not None:
                 host.look_again(names & host.touched)
                 host.unclear |= names & ignore
+            unknown = {vm.name: vm.unknown for vm in observed if vm.unknown}
+            seen = [vm for vm in observed if not vm.unknown]
             result = reconcile(
                 host.state,
-                observed,
+                seen,
                 self._policy,
                 scope=names,
+                unknown=unknown,
                 ignore=ignore,
                 pinned=frozenset().union(*(live.pinned for live in host.live.values())),
                 unplaced=host.unplaced,
                 stopped=host.stopped,
             )
-            self._take_over(result, [vm for vm in observed if vm.running and vm.name not in ignore])
+            self._take_over(result, [vm for vm in seen if vm.running and vm.name not in ignore])
+            for name, why in unknown.items():
+                if name in host.live:
+                    host.live[name].unseen = why
+            if unknown:
+                self._later(unknown)
         for subset in host.state.subsets:
             await host.settle(subset.level)
         host.free_unpinned()
@@ -85,8 +96,12 @@ class Watch:
                 live = host.live.setdefault(vm.name, LiveVm(Phase.RUNNING))
                 live.pinned = vm.pinned
                 live.record = vm.record
+                live.unseen = ""
         if result.gone and result.unplaced:
             host.look_again(result.unplaced)
+
+    def _later(self, names: Iterable[str]) -> None:
+        asyncio.get_running_loop().call_later(RETRY_S, self._host.look_again, frozenset(names))
 
     def _look_at_everything(self) -> None:
         self._everything = True
@@ -106,7 +121,7 @@ class Watch:
                 await self.compare(None if everything else names)
             except HypervisorError as error:
                 log.warning("compare-failed", reason=error)
-                host.unclear |= names
+                self._later(names)
             except Exception:
                 log.logger.exception("unexpected error while comparing with the hypervisor")
             else:

@@ -51,6 +51,7 @@ class ObservedVm(msgspec.Struct, frozen=True):
 
     pinned: CPUs that its vCPUs are really allowed on (the union over its vCPUs); empty when not running.
     record: ours, None if absent or malformed. foreign_level: the prototype's metadata, in thousandths.
+    unknown: why it could not be looked at, though it is there; then only the name means anything.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ObservedVm(msgspec.Struct, frozen=True):
     pinned: frozenset[int]
     record: Record | None = None
     foreign_level: int | None = None
+    unknown: str = ""
 
 
 class HypervisorEvent(msgspec.Struct, frozen=True):
@@ -101,7 +103,10 @@ class Hypervisor(Protocol):
         """Stop a VM and forget its definition; its disk stays."""
 
     async def pin(self, name: str, cpus: Sequence[int]) -> frozenset[int]:
-        """Allow every vCPU and the emulator on exactly these CPUs; returns what is read back."""
+        """Allow every vCPU and the emulator on exactly these CPUs; returns what is read back.
+
+        After an error some of its threads may have been pinned.
+        """
 
     async def write_record(self, name: str, record: Record) -> None:
         """Replace the record in the VM's metadata."""

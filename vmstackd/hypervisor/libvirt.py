@@ -286,9 +286,19 @@ def _observe_all(connection: Connection, names: Sequence[str]) -> list[ObservedV
         try:
             found.append(_observe(connection, connection.lookupByName(name)))
         except libvirt.libvirtError as error:
-            if _code(error) != libvirt.VIR_ERR_NO_DOMAIN:
+            if _code(error) == libvirt.VIR_ERR_NO_DOMAIN:
+                continue
+            if _code(error) in _DEAD_LINK or not _alive(connection):
                 raise
+            found.append(_unseen(name, error))
+        except HypervisorError as error:
+            found.append(_unseen(name, error))
     return found
+
+
+def _unseen(name: str, error: Exception) -> ObservedVm:
+    """One VM that cannot be looked at, such as one that is dying, must not hide the others."""
+    return ObservedVm(name=name, uuid="", running=True, vcpus=0, memory_mib=0, pinned=frozenset(), unknown=str(error))
 
 
 def _observe(connection: Connection, domain: Domain) -> ObservedVm:
