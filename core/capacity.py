@@ -38,7 +38,7 @@ def surplus(rules: Rules, subset: Subset) -> int:
 
 
 def largest_vcpus(state: HostState, level: int) -> int:
-    """VCPUs of the widest VM at a level that the CPUs of the host would still take."""
+    """vCPUs of the widest VM at a level that the CPUs of the host would still take."""
     subset = state.subset(level)
     if subset is None:
         return state.free.count

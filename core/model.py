@@ -36,7 +36,7 @@ class Rules(msgspec.Struct, frozen=True):
     critical_sizes: Mapping[int, int] = {}
 
     def ratio(self, level: int, vm_count: int) -> int:
-        """VCPUs that one CPU of the subset may serve, in thousandths (SEMANTICS 2)."""
+        """vCPUs that one CPU of the subset may serve, in thousandths (SEMANTICS 2)."""
         return level if vm_count >= self.critical_sizes.get(level, self.critical_size) else UNIT
 
 
@@ -56,7 +56,7 @@ class Subset(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def widest(self) -> int:
-        """VCPUs of the widest VM."""
+        """vCPUs of the widest VM."""
         return max(self.widths)
 
 

@@ -13,10 +13,10 @@ class Policy(Protocol):
     name: str
 
     def create(self, state: HostState, count: int) -> tuple[int, ...]:
-        """Count free CPUs for a level that has none; at least count are free, count >= 1."""
+        """``count`` free CPUs for a level that has none; at least count are free, count >= 1."""
 
     def grow(self, state: HostState, subset: Subset, count: int) -> tuple[int, ...]:
-        """Count free CPUs to add to a subset; at least count are free, count >= 1."""
+        """``count`` free CPUs to add to a subset; at least count are free, count >= 1."""
 
     def after_removal(self, state: HostState, subset: Subset) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(CPUs to take, CPUs to give up) for a subset that a VM has just left and others remain in.

@@ -10,11 +10,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from core.model import Vm
-from tests.hypervisor.faulty_sim import FaultySim
+from tests.faulty import outsider
 from tests.real import WAIT_S
 from vmstackd.hypervisor import HypervisorOptions, open_hypervisor
 from vmstackd.hypervisor.base import Hypervisor, HypervisorEvent, ObservedVm, Record, VmDefinition
+from vmstackd.hypervisor.sim import SimHypervisor
 
 
 class Events:
@@ -125,11 +128,11 @@ class SimBackend(Backend):
     def __init__(self) -> None:
         super().__init__("sim", "sim:", Path("/images/a.qcow2"), (300, 301))
         self._vms: dict[str, ObservedVm] = {}
-        self._sim = FaultySim(self._vms)
+        self._sim = SimHypervisor(vms=self._vms)
 
     def make(self) -> Hypervisor:
         """The same world each time."""
-        self._sim = FaultySim(self._vms)
+        self._sim = SimHypervisor(vms=self._vms)
         return self._sim
 
     def another_image(self, name: str) -> str:
@@ -138,19 +141,19 @@ class SimBackend(Backend):
 
     def outside_define(self, name: str) -> None:
         """As in Backend."""
-        self._sim.appear(name, memory_mib=32, running=False, foreign_level=1500)
+        self._sim.put(outsider(name, 1, (), memory_mib=32, running=False, foreign_level=1500))
 
     def outside_start(self, name: str) -> None:
         """As in Backend."""
-        self._sim.appear(name, memory_mib=32, foreign_level=1500)
+        self._sim.put(outsider(name, 1, (0,), memory_mib=32, foreign_level=1500))
 
     def outside_destroy(self, name: str) -> None:
         """As in Backend."""
-        self._sim.die(name)
+        self._sim.put(msgspec.structs.replace(self._vms[name], running=False, pinned=frozenset()))
 
     def outside_vanish(self, name: str) -> None:
         """As in Backend."""
-        self._sim.vanish(name)
+        self._sim.drop(name)
 
 
 def machine_cpus() -> tuple[int, int]:
