@@ -86,11 +86,13 @@ class Daemon:
     until it answers (unless wait is False), leaving ends it, whatever it takes.
     """
 
+    patience = PATIENCE
+
     def __init__(self, *flags: str, environment: Mapping[str, str] | None = None, wait: bool = True) -> None:
         flags = flags or ("--hypervisor", "sim:", "--topology", SMALL_HOST)
         if not any(flag.split("=")[0] == "--http-port" for flag in flags):
             flags = (*flags, "--http-port", "0")
-        self._flags = flags
+        self.command = command(*flags)
         self._environment = clean_environment(environment)
         self._wait = wait
         self._lines: list[str] = []
@@ -100,7 +102,7 @@ class Daemon:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            command(*self._flags),
+            self.command,
             cwd=ROOT,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -132,7 +134,7 @@ class Daemon:
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """The first match in the log, now or soon."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         with self._news:
             while True:
                 if found := re.search(pattern, "".join(self._lines)):
@@ -151,7 +153,7 @@ class Daemon:
         """GET a path with its query."""
         request = urllib.request.Request(self.url + path, headers=dict(headers or {}))
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+            with urllib.request.urlopen(request, timeout=self.patience) as reply:
                 return Answer(status=reply.status, headers=dict(reply.headers), body=reply.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -169,8 +171,8 @@ class Daemon:
 
     def wait(self) -> int:
         """Wait for the end, and for the last line of the log; returns the exit code."""
-        code = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
+        code = self.process.wait(self.patience)
+        self._reader.join(self.patience)
         return code
 
     def _collect(self) -> None:
@@ -188,8 +190,8 @@ class Daemon:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(PATIENCE)
+                self.process.wait(self.patience)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
+                self.process.wait(self.patience)
+        self._reader.join(self.patience)

@@ -127,11 +127,11 @@ def test_every_line_that_talks_to_the_daemon_prints_what_the_readme_shows(state_
             done = typed(here(step.line))
             assert done.returncode == 0, (step.line, done.stderr)
             check_printed(msgspec.structs.replace(step, printed=here(step.printed)), done.stdout)
-        assert runner.stop() == 0
+        assert runner.stop(signal.SIGINT) == 0
         # The form of a decision in the log is as shown.
         for shown in re.findall(r"^\S+Z info (?:deploy|remove) .*$", README, re.MULTILINE):
             keys = re.findall(r" (\w+)=", shown.split("why=")[0])
-            logged = [re.findall(r" (\w+)=", line.split("why=")[0]) for line in runner.said.splitlines()]
+            logged = [re.findall(r" (\w+)=", line.split("why=")[0]) for line in runner.log.splitlines()]
             assert keys in logged
     assert purged(state_path).returncode == 0
     assert not qemus(state_path)

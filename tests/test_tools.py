@@ -1,108 +1,39 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
 
-from tests.daemon import ROOT, clean_environment
+from tests.daemon import ROOT, Daemon
 from tests.real import QEMU, missing_embedded, missing_qemu
 from tools import hello_image, purge, run, state_dir
 from tools.state_dir import MARK, StateDir, StateDirError
 
-PATIENCE = 120.0
-"""Seconds for the first start, in which QEMU is asked what it can do."""
-
 needs_embedded = pytest.mark.skipif(bool(missing_embedded()), reason=f"qemu:///embed: {missing_embedded()}")
 
 
-class Runner:
-    """``make run`` without make: use it in a ``with`` statement; it is interrupted as with Ctrl-C at the end."""
+class Runner(Daemon):
+    """``make run`` without make."""
+
+    patience = 120.0
+    """The first start asks QEMU what it can do."""
 
     def __init__(self, directory: Path, *options: str) -> None:
-        self._command = [sys.executable, "-m", "tools.run", str(directory), "--http-port", "0", *options]
-        self._lines: list[str] = []
-        self._news = threading.Condition()
-        self._ended = False
+        super().__init__(*options)
+        self.command = [sys.executable, "-m", "tools.run", str(directory), "--http-port", "0", *options]
 
-    def __enter__(self) -> Self:
-        self.process = subprocess.Popen(
-            self._command,
-            cwd=ROOT,
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._collect, daemon=True)
-        self._reader.start()
-        try:
-            self.url = self.wait_for(r"info ready http=(\S+)")
-            self.wait_for(r"(Ready\. Ctrl-C)")
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    @property
-    def said(self) -> str:
-        with self._news:
-            return "".join(self._lines)
-
-    def wait_for(self, pattern: str) -> str:
-        deadline = time.monotonic() + PATIENCE
-        with self._news:
-            while not (found := re.search(pattern, "".join(self._lines))):
-                left = deadline - time.monotonic()
-                if self._ended or left <= 0:
-                    raise AssertionError(f"no {pattern!r} in:\n{''.join(self._lines)}")
-                self._news.wait(left)
-            return found[1]
-
-    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            code = self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        self._reader.join(PATIENCE)
-        return code
-
-    def get(self, path: str) -> object:
-        with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as reply:
-            return json.load(reply)
-
-    def _collect(self) -> None:
-        assert self.process.stderr is not None
-        with self.process.stderr as stream:
-            for line in stream:
-                with self._news:
-                    self._lines.append(line)
-                    self._news.notify_all()
-        with self._news:
-            self._ended = True
-            self._news.notify_all()
+    def wait_ready(self) -> None:
+        super().wait_ready()
+        self.wait_for(r"Ready\. Ctrl-C")
 
 
 def purged(directory: Path) -> subprocess.CompletedProcess[str]:
@@ -111,7 +42,7 @@ def purged(directory: Path) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=Runner.patience,
         check=False,
     )
 
@@ -144,9 +75,9 @@ def state_path() -> Iterator[Path]:
 @needs_embedded
 def test_run_leaves_the_vms_running_and_finds_them_again_and_purge_ends_them(state_path: Path) -> None:
     with Runner(state_path) as runner:
-        assert f"curl '{runner.url}/deploy?name=hello&cpu=1&mem=0.125&oc=1.0&qcow2={state_path}/images/" in runner.said
+        assert f"curl '{runner.url}/deploy?name=hello&cpu=1&mem=0.125&oc=1.0&qcow2={state_path}/images/" in runner.log
         image = state_path / "images" / "hello.qcow2"
-        deployed = runner.get(f"/deploy?name=a&cpu=1&mem=0.125&oc=1.5&qcow2={image}")
+        deployed = runner.get(f"/deploy?name=a&cpu=1&mem=0.125&oc=1.5&qcow2={image}").json
         assert deployed == {"success": True, "reason": None}
         assert stat.S_IMODE(state_path.stat().st_mode) == 0o700
         second = subprocess.run(
@@ -154,20 +85,23 @@ def test_run_leaves_the_vms_running_and_finds_them_again_and_purge_ends_them(sta
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=Runner.patience,
             check=False,
         )
         assert (second.returncode, "is in use: vmstackd runs on it" in second.stderr) == (1, True)
         refused = purged(state_path)
         assert (refused.returncode, "is in use: vmstackd runs on it" in refused.stderr) == (1, True)
         assert runner.stop(signal.SIGINT) == 0
-        assert f"its VMs keep running (1): make run STATE_DIR={state_path} manages them again" in runner.said
-        assert "Traceback" not in runner.said
+        assert f"its VMs keep running (1): make run STATE_DIR={state_path} manages them again" in runner.log
+        assert "Traceback" not in runner.log
     assert len(qemus(state_path)) == 1
     with Runner(state_path) as runner:
-        assert runner.get("/listvm") == ["a"]
-        assert runner.get("/remove?name=a") == {"success": True, "reason": None}
-        assert runner.get(f"/deploy?name=b&cpu=1&mem=0.125&oc=1.0&qcow2={image}") == {"success": True, "reason": None}
+        assert runner.get("/listvm").json == ["a"]
+        assert runner.get("/remove?name=a").json == {"success": True, "reason": None}
+        assert runner.get(f"/deploy?name=b&cpu=1&mem=0.125&oc=1.0&qcow2={image}").json == {
+            "success": True,
+            "reason": None,
+        }
         assert runner.stop(signal.SIGTERM) == 0
     done = purged(state_path)
     assert (done.returncode, "Ended 1 VM: b" in done.stderr) == (0, True)
@@ -184,7 +118,7 @@ def test_the_image_says_hello_and_idles(tmp_path: Path) -> None:
     command += ["-serial", f"file:{serial}", "-drive", f"file={image},if=virtio,format=qcow2"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as guest:
         try:
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + Runner.patience
             while not (serial.exists() and serial.read_bytes().endswith(b"\r\n")) and time.monotonic() < deadline:
                 assert guest.poll() is None
                 time.sleep(0.05)
