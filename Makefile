@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 # Where make run keeps its images and VMs, and what else it tells vmstackd: make run ARGS="--http-port 8199"
 STATE_DIR ?= /var/tmp/vmstack
 ARGS ?=
-TRACES ?= ../shared/reference/t*.jsonl
+TRACES ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build run purge test test-fast check format demo bench conformance topologies clean
