@@ -125,7 +125,7 @@ def plan_withdraw(state: HostState, plan: Plan) -> Plan:
     return _plan_leaving(state, plan.vm, subset, rest, (), released)
 
 
-def plan_restore(
+def restore(
     state: HostState, level: int, cpus: Iterable[int], vms: Iterable[Vm], policy: Policy | None = None
 ) -> HostState:
     """Put a level back as it was found, without judging whether it has the CPUs it needs.

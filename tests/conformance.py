@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from core.allocator import empty_state, free_cpus, hold, plan_deploy, plan_remove, plan_restore, progress
+from core.allocator import empty_state, free_cpus, hold, plan_deploy, plan_remove, progress, restore
 from core.cpuset import format_cpu_list
 from core.level import UNIT, format_level
 from core.model import HostState, Plan, Refusal, Rules, Vm
@@ -129,7 +129,7 @@ def _load(trace: Trace, line: Line | None, members: dict[int, list[Vm]]) -> Host
         if entry.n == 0:
             state = hold(state, entry.cpus, 0)
         else:
-            state = plan_restore(state, entry.level, entry.cpus, members.get(entry.level, []))
+            state = restore(state, entry.level, entry.cpus, members.get(entry.level, []))
     if sum(len(vms) for vms in members.values()) != sum(len(subset.vms) for subset in state.subsets):
         raise ValueError("a level with VMs is not listed")
     return state

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from core.allocator import free_cpus, hold, plan_deploy, plan_remove, plan_restore
+from core.allocator import free_cpus, hold, plan_deploy, plan_remove, restore
 from core.level import UNIT
 from core.model import HostState, Plan, Vm
 from core.policy import Policy
@@ -194,7 +194,7 @@ def _restored(state: HostState, newcomers: list[ObservedVm], policy: Policy) -> 
             continue
         reserved = _reservable(state, claimed)
         try:
-            restored = plan_restore(
+            restored = restore(
                 hold(state, reserved, state.held_mib), level, cpus, members, policy if level in lost else None
             )
         except ValueError:

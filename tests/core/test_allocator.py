@@ -6,10 +6,10 @@ from core.allocator import (
     hold,
     plan_deploy,
     plan_remove,
-    plan_restore,
     plan_withdraw,
     progress,
     refusal,
+    restore,
 )
 from core.invariants import broken
 from core.model import HostState, Pin, Plan, Refusal, Rules, Subset, Vm
@@ -164,7 +164,7 @@ class TestRounding:
     )
     def test_levels_are_exact(self, level: int, cpus: int, widths: list[int], vcpus: int, after: int) -> None:
         vms = [Vm(f"vm{number}", width, 1, level) for number, width in enumerate(widths)]
-        state = plan_restore(empty(epyc()), level, range(cpus), vms)
+        state = restore(empty(epyc()), level, range(cpus), vms)
         assert cap(deploy(state, "new", vcpus, level), level) == after
 
     def test_a_drained_level_keeps_nothing(self) -> None:
@@ -239,28 +239,28 @@ class TestRestore:
     def test_puts_back_what_was(self) -> None:
         state = deploy(deploy(deploy(empty(i7()), "x", 1, 1000), "a", 2, 2000, 10), "b", 3, 2000, 20)
         again = deploy(empty(i7()), "x", 1, 1000)
-        again = plan_restore(again, 2000, subset(state, 2000).cpus, self.VMS)
+        again = restore(again, 2000, subset(state, 2000).cpus, self.VMS)
         assert facts(again) == facts(state)
 
     def test_judges_nothing_without_a_policy(self) -> None:
-        state = plan_restore(empty(i7()), 2000, (5,), self.VMS)
+        state = restore(empty(i7()), 2000, (5,), self.VMS)
         assert subset(state, 2000).cpus == (5,)
         assert broken(state) == ["level 2.0 has 1 CPUs and needs 3"]
 
     def test_adds_what_is_missing_with_a_policy(self) -> None:
-        state = plan_restore(empty(i7()), 2000, (5,), self.VMS, REFERENCE)
+        state = restore(empty(i7()), 2000, (5,), self.VMS, REFERENCE)
         assert subset(state, 2000).cpus == (5, 1, 0)
-        fresh = plan_restore(empty(i7()), 2000, (), self.VMS, REFERENCE)
+        fresh = restore(empty(i7()), 2000, (), self.VMS, REFERENCE)
         assert subset(fresh, 2000).cpus == (0, 4, 1)
         assert broken(state) == broken(fresh) == []
 
     def test_adds_what_is_free_when_that_is_too_little(self) -> None:
         state = deploy(empty(i7()), "x", 6, 1000)
-        state = plan_restore(state, 2000, (), self.VMS, REFERENCE)
+        state = restore(state, 2000, (), self.VMS, REFERENCE)
         assert (cap(state, 2000), state.free.count) == (2, 0)
 
     def test_keeps_more_than_is_needed(self) -> None:
-        assert cap(plan_restore(empty(i7()), 2000, range(8), self.VMS, REFERENCE), 2000) == 8
+        assert cap(restore(empty(i7()), 2000, range(8), self.VMS, REFERENCE), 2000) == 8
 
     def test_refuses_what_cannot_be(self) -> None:
         state = deploy(empty(i7()), "x", 8, 1000)
@@ -272,9 +272,9 @@ class TestRestore:
             (2000, (3,), self.VMS, "CPU 3 is not in the pool"),
         ):
             with pytest.raises(ValueError, match=why):
-                plan_restore(state, level, cpus, vms)
+                restore(state, level, cpus, vms)
         with pytest.raises(ValueError, match="no CPU is free for it"):
-            plan_restore(state, 2000, (), self.VMS, REFERENCE)
+            restore(state, 2000, (), self.VMS, REFERENCE)
 
 
 class TestHeld:

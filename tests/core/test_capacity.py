@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.allocator import plan_restore
+from core.allocator import restore
 from core.capacity import cpus_needed, growth, largest_vcpus, subset_need, surplus
 from core.model import HostState, Rules, Vm
 from tests.core.hosts import LEVELS, empty, epyc, filled, i7
@@ -11,7 +11,7 @@ from tests.core.hosts import LEVELS, empty, epyc, filled, i7
 def restored(state: HostState, level: int, cpus: int, widths: list[int]) -> HostState:
     """One level with so many CPUs, the first ones, and VMs of these widths."""
     vms = [Vm(f"vm{number}", width, 1, level) for number, width in enumerate(widths)]
-    return plan_restore(state, level, range(cpus), vms)
+    return restore(state, level, range(cpus), vms)
 
 
 @pytest.mark.parametrize(

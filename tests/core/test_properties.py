@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from core.allocator import free_cpus, hold, plan_deploy, plan_remove, plan_restore, plan_withdraw, progress
+from core.allocator import free_cpus, hold, plan_deploy, plan_remove, plan_withdraw, progress, restore
 from core.capacity import subset_need
 from core.invariants import broken
 from core.level import UNIT
@@ -172,7 +172,7 @@ class AgainstTheOracle(RuleBasedStateMachine):
         """A state made anew from its own subsets is the same."""
         again = hold(empty(self.state.topology), (), self.state.held_mib)
         for subset in self.state.subsets:
-            again = plan_restore(again, subset.level, subset.cpus, subset.vms.values())
+            again = restore(again, subset.level, subset.cpus, subset.vms.values())
         assert facts(hold(again, self.state.held, self.state.held_mib)) == facts(self.state)
 
     @invariant()
@@ -330,7 +330,7 @@ def test_a_restored_level_gets_what_it_needs(
     found = data.draw(st.lists(st.sampled_from(state.free.ids()), unique=True, max_size=3)) if state.free.count else []
     vms = [Vm(f"old{number}", *size, level) for number, size in enumerate(sizes)]
     try:
-        after = plan_restore(state, level, found, vms, REFERENCE)
+        after = restore(state, level, found, vms, REFERENCE)
     except ValueError:
         assert not found
         assert state.free.count == 0
