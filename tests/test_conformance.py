@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from fractions import Fraction
@@ -13,7 +14,7 @@ import pytest
 
 from core.cpuset import format_cpu_list
 from core.topology import Topology
-from tests.conformance import main
+from tests.conformance import main, same
 from tests.core.hosts import build
 from tests.oracle import Oracle, host_of
 from tests.traces import REPOSITORY
@@ -30,6 +31,7 @@ NAMES = (
 )
 FOUND = sorted({*NAMES, *(path.name for path in RECORDED.glob("t*.jsonl"))})
 PROBES = [[1, 2, 1.0], [2, 8, 2.0], [4, 0.5, 1.5]]
+ENTRY = {"l": 1.0, "cpus": "0", "cap": 1, "alloc": 1, "n": 1, "vavail": 0, "vpot": 0}
 TEXTS = {"cpu": "Not enough space on res cpu", "memory": "Not enough space on res mem", None: None}
 
 Lines = list[dict[str, Any]]
@@ -248,6 +250,25 @@ def test_tampering_is_noticed(
     assert max(len(line) for line in output.splitlines()) < 1000
 
 
+@pytest.mark.parametrize(
+    ("expected", "got", "agree"),
+    [
+        (4910.0, 4910.0 * (1 + 5e-10), True),
+        (4910.0, 4910.0 * (1 + 2e-9), False),
+        (0.2, 0.2 * (1 + 5e-10), True),
+        (0.2, 0.2 * (1 + 2e-9), False),
+        (-1e-3, -1e-3 - 1e-10, False),
+        (0.0, 4 * math.ulp(4910.0), True),
+        (0.0, 1e-10, False),
+        (3, 3.0, True),
+        (0, None, False),
+        (math.nan, math.nan, False),
+    ],
+)
+def test_numbers_agree_to_a_billionth_of_their_size(expected: float, got: float | None, agree: bool) -> None:
+    assert same(expected, got) is same(got, expected) is agree
+
+
 def ending(lines: Lines, wanted: Callable[[dict[str, Any]], object], mark: str, **changed: object) -> Lines:
     """The trace up to the last such line, which gets a mark and other contents."""
     place = lines.index(last(lines, wanted))
@@ -324,6 +345,12 @@ def test_many_mismatches_are_counted_and_not_all_shown(
         (1, {"strategy": "luck"}, "1: Invalid enum value 'luck'"),
         (1, {"ops": 500}, "122: the file ends here, after 121 of 500 operations"),
         (1, {"probes": [[0, 1, 1.0]]}, "1: 0 vCPUs and 1.0 GB are no VM"),
+        (1, {"critical_size": -1}, "1: critical_size is -1; it cannot be negative"),
+        (1, {"critical_size": -1, "strategy": "best-effort"}, "1: critical_size is -1; it cannot be negative"),
+        (1, {"mem_mb": 0}, "1: mem_mb is 0; a host has memory"),
+        (1, {"mem_mb": -31776}, "1: mem_mb is -31776; a host has memory"),
+        (1, {"first_quirk_op": -1}, "1: first_quirk_op is -1, not null or 0 to 121"),
+        (1, {"first_quirk_op": 122}, "1: first_quirk_op is 122, not null or 0 to 121"),
         (5, {"op": "resize"}, "5: Invalid enum value 'resize'"),
         (5, {"i": 9}, "5: i is 9 where 3 follows"),
         (5, {"prog": [1.0]}, "5: 1 values of progress for 3 probes"),
@@ -332,7 +359,10 @@ def test_many_mismatches_are_counted_and_not_all_shown(
         (2, {"op": "deploy", "oc": None}, "2: a deploy needs cpu, mem_gb and oc"),
         (2, {"oc": 0.5}, "2: '0.5' is not an oversubscription level"),
         (2, {"cpu": 0}, "2: 0 vCPUs"),
-        (2, {"sub": [{"l": 1.0, "cpus": "x", "cap": 0, "alloc": 0, "n": 0, "vavail": 0, "vpot": 0}]}, "2: 'x' is not"),
+        (2, {"sub": [ENTRY | {"cpus": "x"}]}, "2: 'x' is not"),
+        (2, {"sub": [ENTRY | {"cpus": "3,9,8"}]}, "2: level 1.0: CPUs 8-9 are not in the topology"),
+        (9, {"sub": [ENTRY | {"cpus": "8"}]}, "9: level 1.0: CPUs 8 are not in the topology"),
+        (9, {"sub": [ENTRY | {"cpus": "8", "n": 0}]}, "9: level 1.0: CPUs 8 are not in the topology"),
     ],
 )
 def test_an_unusable_file_is_refused_with_its_line(
@@ -353,6 +383,29 @@ def test_what_is_no_trace_is_refused(content: bytes, tmp_path: Path, capsys: pyt
     path.write_bytes(content)
     assert main([str(path)]) == 2
     assert capsys.readouterr().err.startswith(str(path))
+
+
+@pytest.mark.parametrize("first_quirk_op", [0, 1, 121, None])
+def test_the_agreed_part_may_be_nothing_or_the_whole_file(
+    first_quirk_op: int | None, small: Lines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small[0]["first_quirk_op"] = first_quirk_op
+    assert main([write(tmp_path, small)]) == 0
+    agreed = 121 if first_quirk_op is None else first_quirk_op
+    assert capsys.readouterr().out == f"1 files, {121 + agreed} operations compared, 0 skipped, 0 mismatches\n"
+
+
+def test_an_unusable_file_does_not_hide_the_others(
+    small: Lines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write(tmp_path, small)
+    bad = tmp_path / "bad.jsonl"
+    stranger = small[20] | {"sub": [ENTRY | {"cpus": "77"}]}
+    bad.write_text("\n".join(json.dumps(line) for line in [*small[:20], stranger, *small[21:]]))
+    assert main([str(bad), good]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"{bad}:21: level 1.0: CPUs 77 are not in the topology\n"
+    assert captured.out == "1 files, 242 operations compared, 0 skipped, 0 mismatches\n"
 
 
 def test_a_missing_file_does_not_hide_the_others(

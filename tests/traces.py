@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from core.cpuset import parse_cpu_list
+from core.cpuset import format_cpu_list, parse_cpu_list
 from core.level import parse_level
 from core.model import Vm
 from core.topology import Topology
@@ -133,16 +133,18 @@ def read_trace(path: Path) -> Trace:
     number = 1
     try:
         header = msgspec.json.decode(texts[0], type=RawHeader)
+        _check(header)
         topology = _topology(path, header)
+        usable = frozenset(topology.cpu_ids)
         probes = tuple(_vm("probe", *probe) for probe in header.probes)
         lines: list[Line] = []
         for number, text in enumerate(texts[1:], start=2):
             raw = msgspec.json.decode(text, type=RawLine)
             _require(raw.i == len(lines), f"i is {raw.i} where {len(lines)} follows")
             _require(len(raw.prog) == len(probes), f"{len(raw.prog)} values of progress for {len(probes)} probes")
-            lines.append(_line(number, raw))
+            lines.append(_line(number, raw, usable))
         _require(header.ops == len(lines), f"the file ends here, after {len(lines)} of {header.ops} operations")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise Unusable(f"{path}:{number}: {error}") from error
     return Trace(
         topology=topology,
@@ -159,7 +161,14 @@ def _require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _line(number: int, raw: RawLine) -> Line:
+def _check(header: RawHeader) -> None:
+    _require(header.mem_mb > 0, f"mem_mb is {header.mem_mb}; a host has memory")
+    _require(header.critical_size >= 0, f"critical_size is {header.critical_size}; it cannot be negative")
+    first = header.first_quirk_op
+    _require(first is None or 0 <= first <= header.ops, f"first_quirk_op is {first}, not null or 0 to {header.ops}")
+
+
+def _line(number: int, raw: RawLine, usable: frozenset[int]) -> Line:
     if raw.why not in REASONS:
         raise ValueError(f"the reason {raw.why!r} is none that core can give")
     if raw.op == "remove":
@@ -174,14 +183,18 @@ def _line(number: int, raw: RawLine) -> Line:
         ok=raw.ok,
         reason=REASONS[raw.why],
         marks=frozenset(raw.q),
-        entries=tuple(
-            Entry(parse_level(entry.l), parse_cpu_list(entry.cpus), *msgspec.structs.astuple(entry)[2:])
-            for entry in raw.sub
-        ),
+        entries=tuple(_entry(entry, usable) for entry in raw.sub),
         free=raw.free,
         memory=raw.mem,
         progress=raw.prog,
     )
+
+
+def _entry(raw: RawEntry, usable: frozenset[int]) -> Entry:
+    cpus = parse_cpu_list(raw.cpus)
+    strangers = sorted(set(cpus) - usable)
+    _require(not strangers, f"level {raw.l}: CPUs {format_cpu_list(strangers)} are not in the topology")
+    return Entry(parse_level(raw.l), cpus, raw.cap, raw.alloc, raw.n, raw.vavail, raw.vpot)
 
 
 def _vm(name: str, vcpus: int, gigabytes: float, level: float) -> Vm:
