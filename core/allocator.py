@@ -7,6 +7,7 @@ on it. ``free_cpus`` frees it once they do not.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from core.capacity import cpus_needed, growth, largest_vcpus, subset_need
 from core.distances import CpuPool
@@ -36,9 +37,11 @@ def refusal(state: HostState, level: int, vcpus: int, memory_mib: int) -> Refusa
     return None
 
 
-def _refused(state: HostState, resource: str, level: int, needed: int, free: int) -> Refusal:
+def _refused(
+    state: HostState, resource: Literal["cpu", "memory", "name"], level: int, needed: int, free: int
+) -> Refusal:
     return Refusal(
-        resource=resource,  # type: ignore[arg-type]
+        resource=resource,
         level=level,
         needed=needed,
         free=free,
