@@ -32,6 +32,7 @@ class FaultySim(SimHypervisor):
     def __init__(self, vms: dict[str, ObservedVm] | None = None) -> None:
         super().__init__("sim:", vms)
         self.plan: Callable[[str, str], Awaitable[None]] = self._nothing
+        self.aftermath: Callable[[str, str], Awaitable[None]] = self._nothing
         self.calls: list[tuple[str, str]] = []
         self.linked = True
         self.ours: set[str] = set()
@@ -55,32 +56,33 @@ class FaultySim(SimHypervisor):
     async def observe(self, names: Iterable[str] | None = None) -> list[ObservedVm]:
         await self._before("observe", "")
         seen = await super().observe(names)
-        await asyncio.sleep(0)  # what was seen may be outdated when it arrives
+        await self.aftermath("observe", "")  # what was seen may be outdated when it arrives
         return seen
 
     async def create(self, definition: VmDefinition) -> None:
         await self._before("create", definition.vm.name)
         await super().create(definition)
         self._took_effect("create", definition.vm.name)
-        await asyncio.sleep(0)
+        await self.aftermath("create", definition.vm.name)
 
     async def destroy(self, name: str) -> None:
         await self._before("destroy", name)
         await super().destroy(name)
         self._took_effect("destroy", name)
-        await asyncio.sleep(0)
+        await self.aftermath("destroy", name)
 
     async def pin(self, name: str, cpus: Sequence[int]) -> frozenset[int]:
         await self._before("pin", name)
         result = await super().pin(name, cpus)
         self._took_effect("pin", name)
-        await asyncio.sleep(0)
+        await self.aftermath("pin", name)
         return result
 
     async def write_record(self, name: str, record: Record) -> None:
         await self._before("write_record", name)
         await super().write_record(name, record)
         self._took_effect("write_record", name)
+        await self.aftermath("write_record", name)
 
     def cut(self) -> None:
         """The link breaks."""
@@ -116,14 +118,12 @@ def failing(
     return plan
 
 
-def chaotic(rng: random.Random, failure_rate: float) -> Callable[[str, str], Awaitable[None]]:
-    """A plan: every call takes some turns of the event loop, and some fail."""
+def slow(rng: random.Random) -> Callable[[str, str], Awaitable[None]]:
+    """A plan: every call takes some turns of the event loop."""
 
-    async def plan(called: str, name: str) -> None:
+    async def plan(_operation: str, _name: str) -> None:
         for _ in range(rng.randrange(4)):
             await asyncio.sleep(0)
-        if called != "observe" and rng.random() < failure_rate:
-            raise HypervisorError(f"{called} of {name} was told to fail")
 
     return plan
 

@@ -11,7 +11,7 @@ from core.allocator import empty_state
 from core.invariants import broken
 from core.model import HostState, Rules
 from core.policy import POLICIES
-from tests.faulty import OPERATOR, FaultySim, chaotic, failing, outsider
+from tests.faulty import OPERATOR, FaultySim, failing, outsider, slow
 from vmstackd.api import replies, requests
 from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import (
@@ -169,7 +169,7 @@ def test_two_deploys_of_one_name_at_once_one_wins() -> None:
 
 def test_many_deploys_at_once_all_end_pinned_to_the_final_subset() -> None:
     async def test(engine: Engine, hv: FaultySim) -> None:
-        hv.plan = chaotic(random.Random(1), 0.0)
+        hv.plan = slow(random.Random(1))
         await asyncio.gather(*(ask(engine, deploy(f"vm{i}", level=1000 * (1 + i % 3))) for i in range(20)))
         assert len(hv.vms) == 20
 
@@ -429,7 +429,11 @@ def test_a_vm_that_cannot_be_looked_at_keeps_its_cpus_and_is_looked_at_again(mon
 
 
 @pytest.mark.parametrize("started", [True, False])
-def test_a_link_that_breaks_during_a_start_leaves_the_vm_unclear_until_it_is_back(started: bool) -> None:
+def test_a_link_that_breaks_during_a_start_leaves_the_vm_unclear_until_it_is_back(
+    started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmstackd.engine.GRACE_S", 0.02)
+
     async def test(engine: Engine, hv: FaultySim) -> None:
         await ask(engine, deploy("a"))
 
@@ -447,6 +451,9 @@ def test_a_link_that_breaks_during_a_start_leaves_the_vm_unclear_until_it_is_bac
             await ask(engine, deploy("b"))
         assert engine.state.vm("b") is not None  # unknown freezes its CPUs
         hv.heal()
+        await quiet(engine)
+        assert engine.state.vm("b") is not None  # the order to start it may still be under way
+        await asyncio.sleep(0.05)
         await quiet(engine)
         assert (engine.state.vm("b") is not None) is started
 
@@ -537,7 +544,7 @@ def test_an_unreachable_hypervisor_fails_the_start_and_is_closed() -> None:
 
 def test_a_caller_that_goes_away_does_not_stop_its_deploy() -> None:
     async def test(engine: Engine, hv: FaultySim) -> None:
-        hv.plan = chaotic(random.Random(3), 0.0)
+        hv.plan = slow(random.Random(3))
         task = asyncio.create_task(ask(engine, deploy("a")))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -553,7 +560,7 @@ def test_a_caller_that_goes_away_does_not_stop_its_deploy() -> None:
 def test_stopping_waits_for_operations_in_progress() -> None:
     async def run() -> None:
         hv = FaultySim()
-        hv.plan = chaotic(random.Random(5), 0.0)
+        hv.plan = slow(random.Random(5))
         engine = make(hv)
         await engine.start()
         task = asyncio.create_task(ask(engine, deploy("a")))
@@ -564,86 +571,6 @@ def test_stopping_waits_for_operations_in_progress() -> None:
         assert isinstance(await task, replies.Deployed)
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize("seed", [*range(60), 298, 541, 4010, 4094, 5680])
-def test_whatever_happens_levels_never_share_a_cpu_and_all_settles(seed: int) -> None:
-    """Random operations at once, failures, deaths, VMs from outside, cut links and killed daemons."""
-    rng = random.Random(seed)
-    hv = FaultySim()
-    acknowledged: set[str] = set()
-
-    async def operation(engine: Engine, number: int) -> None:
-        try:
-            if rng.random() < 0.6 or not acknowledged:
-                name = f"vm{number}"
-                size = {"vcpus": rng.choice([1, 1, 2, 4]), "level": rng.choice([1000, 2000, 3000, 1500])}
-                await ask(engine, deploy(name, **size))
-                acknowledged.add(name)
-            else:
-                name = rng.choice(sorted(acknowledged))
-                acknowledged.discard(name)
-                await ask(engine, requests.Remove(name=name))
-        except (HypervisorFailed, Unavailable):
-            acknowledged.discard(name)  # for a removal: it may or may not be there
-        except VmstackError:
-            pass
-
-    async def life(first: int) -> None:
-        engine = make(hv, Rules(critical_size=rng.choice([0, 2, 6])))
-        hv.plan = hv._nothing
-        await engine.start()
-        hv.plan = chaotic(rng, 0.15)
-        running: list[asyncio.Task[None]] = []
-        for number in range(first, first + 40):
-            running.append(asyncio.create_task(operation(engine, number)))
-            if rng.random() < 0.5:
-                await running[-1]
-            if rng.random() < 0.05 and acknowledged & hv.vms.keys():
-                victim = rng.choice(sorted(acknowledged & hv.vms.keys()))
-                acknowledged.discard(victim)
-                hv.drop(victim)
-            if rng.random() < 0.03:
-                hv.put(outsider(f"foreign{number}", rng.choice([1, 3]), rng.sample(range(16), 4)))
-            if rng.random() < 0.03:
-                hv.cut()
-                for _ in range(rng.randrange(5)):
-                    await asyncio.sleep(0)
-                hv.heal()
-        if rng.random() < 0.5:  # killed: tasks just end where they are
-            for task in [*running, *engine._operations, engine._watching]:
-                if task is not None:
-                    task.cancel()
-            await asyncio.gather(*running, *engine._operations, return_exceptions=True)
-            for name in [name for name in acknowledged if name not in hv.vms]:
-                acknowledged.discard(name)
-            return
-        await asyncio.gather(*running)
-        hv.plan = hv._nothing
-        for _ in range(3):
-            engine._watch._look_at_everything()
-            await quiet(engine)
-        assert acknowledged <= set(hv.vms), "an acknowledged VM is lost"
-        assert broken(engine.state, may_owe=frozenset(s.level for s in engine.state.subsets)) == []
-        assert_pinned_as_decided(engine, hv)
-        placed = {name for subset in engine.state.subsets for name in subset.vms}
-        assert placed | {vm.name for vm in engine.status().unplaced} == {n for n, vm in hv.vms.items() if vm.running}
-        before = summary(engine.state)
-        await engine.stop()
-        # The next life finds the same subsets.
-        engine = make(hv, Rules(critical_size=0))
-        await engine.start()
-        await quiet(engine)
-        found = summary(engine.state)
-        if not engine.status().unplaced:
-            assert {level: (cpus, set(vms)) for level, (cpus, vms) in found.items()} == {
-                level: (cpus, set(vms)) for level, (cpus, vms) in before.items()
-            }
-        await engine.stop()
-
-    for generation in range(3):
-        asyncio.run(life(generation * 100))
-        assert hv.violations == []
 
 
 def test_a_deploy_whose_caller_goes_away_is_told_with_its_real_outcome() -> None:

@@ -143,6 +143,36 @@ def test_nothing_is_free_while_an_unknown_vm_may_be_anywhere() -> None:
     assert again.state.held == ()
 
 
+def test_while_a_vm_may_be_anywhere_nobody_else_gets_a_new_cpu() -> None:
+    outsider_only = reconcile(EMPTY, [outsider("y", 2, range(16))], POLICY, unknown={"x": "it is dying"})
+    assert outsider_only.state.subsets == ()
+    lost = reconcile(EMPTY, [ours("a", 1000, (0, 99), 3, vcpus=2)], POLICY, unknown={"x": "it is dying"})
+    assert subsets(lost.state) == [(1000, (0,), ["a"])]
+    for result in (outsider_only, lost):
+        assert result.state.free.count == 0
+        assert result.state.free_mib == 0
+
+
+def test_a_vm_without_a_place_that_becomes_unknown_keeps_its_memory() -> None:
+    first = start(ours("a", 1000, tuple(range(14)), 3, vcpus=14), outsider("wide", 4, (14, 15), memory_mib=5000))
+    again = reconcile(
+        first.state,
+        [ours("a", 1000, tuple(range(14)), 3, vcpus=14)],
+        POLICY,
+        unknown={"wide": "it is dying"},
+        unplaced=first.unplaced,
+    )
+    assert again.unplaced["wide"].memory_mib == 5000
+    assert again.state.free_mib == first.state.free_mib
+
+
+def test_a_record_narrower_than_its_vm_is_not_believed() -> None:
+    narrow = start(ours("b", 2000, (5,), 3, vcpus=8))
+    ((_, cpus, _),) = subsets(narrow.state)
+    assert cpus[0] == 5
+    assert len(cpus) == 8
+
+
 @st.composite
 def observed_vms(draw: st.DrawFn) -> list[ObservedVm]:
     """Whatever a hypervisor might show, records that contradict each other and the host included."""
@@ -178,21 +208,33 @@ def observed_vms(draw: st.DrawFn) -> list[ObservedVm]:
 
 
 @settings(deadline=None)
-@given(observed_vms(), observed_vms(), st.sampled_from([0, 2, 6]))
+@given(
+    st.lists(st.tuples(observed_vms(), st.sets(st.sampled_from("abcdefgh"))), max_size=4), st.sampled_from([0, 2, 6])
+)
 def test_whatever_is_seen_the_state_is_sound_and_every_running_vm_is_accounted_for(
-    first: list[ObservedVm], second: list[ObservedVm], critical_size: int
+    looks: list[tuple[list[ObservedVm], set[str]]], critical_size: int
 ) -> None:
-    result = reconcile(empty_state(HOST, Rules(critical_size=critical_size)), first, POLICY)
-    for observed in (first, second):
-        if observed is second:
-            result = reconcile(result.state, second, POLICY, unplaced=result.unplaced, stopped=result.stopped)
+    result = reconcile(empty_state(HOST, Rules(critical_size=critical_size)), [], POLICY)
+    for everything, hidden in looks:
+        observed = [vm for vm in everything if vm.name not in hidden]
+        before = result.state
+        result = reconcile(
+            before,
+            observed,
+            POLICY,
+            unknown=dict.fromkeys(hidden, "hidden"),
+            unplaced=result.unplaced,
+            stopped=result.stopped,
+        )
         may_owe = frozenset(subset.level for subset in result.state.subsets)
         assert broken(result.state, may_owe) == []
         running = {vm.name: vm for vm in observed if vm.running}
         placed = {name for subset in result.state.subsets for name in subset.vms}
-        assert placed | set(result.unplaced) == set(running)
+        assert placed | set(result.unplaced) == set(running) | hidden
         assert not placed & set(result.unplaced)
-        for name in placed:
+        for name in hidden:
+            assert result.state.vm(name) == before.vm(name)
+        for name in placed - hidden:
             decided = result.state.vm(name)
             assert decided is not None
             assert (decided.vcpus, decided.memory_mib) == (running[name].vcpus, running[name].memory_mib)
@@ -200,7 +242,7 @@ def test_whatever_is_seen_the_state_is_sound_and_every_running_vm_is_accounted_f
         for vm in observed:
             if vm.running:
                 assert not vm.pinned & set(result.state.free.ids())
-        assert result.stopped == {vm.name for vm in observed if not vm.running}
+        assert result.stopped - hidden == {vm.name for vm in observed if not vm.running}
 
 
 @settings(deadline=None)

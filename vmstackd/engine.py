@@ -41,6 +41,9 @@ from vmstackd.hypervisor.base import (
 )
 from vmstackd.watch import Watch
 
+GRACE_S = 30.0
+"""Seconds for which a VM whose start was cut off keeps its CPUs, seen or not."""
+
 STOP_PATIENCE = 60.0
 """Seconds that operations in progress get to end when the daemon stops."""
 
@@ -87,7 +90,6 @@ class Engine:
         except HypervisorError:
             await self._host.hypervisor.close()
             raise
-        self._host.link_failure = ""
         self._watching = asyncio.create_task(self._watch.run())
 
     async def stop(self) -> None:
@@ -155,11 +157,7 @@ class Engine:
         if isinstance(request, requests.Deploy | requests.Remove):
             if caller.role < Role.OPERATOR:
                 raise Denied(f"{caller.identity} may read but not {operation}")
-            if self._host.link_failure:
-                raise Unavailable(
-                    f"the hypervisor {self._host.hypervisor.uri} is unreachable, so nothing can be changed now: "
-                    f"{self._host.link_failure}"
-                )
+            self._require_link()
         match request:
             case requests.Deploy():
                 return await self._deploy(request)
@@ -176,12 +174,20 @@ class Engine:
             case requests.Topology():
                 return self._topology()
 
+    def _require_link(self) -> None:
+        if self._host.link_failure:
+            raise Unavailable(
+                f"the hypervisor {self._host.hypervisor.uri} is unreachable, so nothing can be changed now: "
+                f"{self._host.link_failure}"
+            )
+
     # Deploy
 
     async def _deploy(self, request: requests.Deploy) -> replies.Deployed:
         host = self._host
         name = request.name
         image = await host.hypervisor.check_image(request.image)
+        self._require_link()
         if name in host.stopped:
             raise AlreadyExists(
                 f"{name!r} is defined in the hypervisor but shut off; start it there, or remove it first"
@@ -223,7 +229,10 @@ class Engine:
             )
             await host.hypervisor.create(VmDefinition(vm=vm, record=live.record))
         except HypervisorUnreachable as error:
-            # Whether it runs will be seen when the link is back; until then its CPUs stay its own.
+            # Whether it runs will be seen when the link is back. Even then the order may still be under
+            # way somewhere, so for a while not seeing it does not mean that it is not there.
+            live.changes += 1
+            asyncio.get_running_loop().call_later(GRACE_S, host.changed, vm.name, live)
             raise Unavailable(f"the link to the hypervisor broke while {vm.name!r} was starting: {error}") from error
         except HypervisorError as error:
             del host.live[vm.name]

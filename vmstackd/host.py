@@ -56,6 +56,8 @@ class Host:
         self.unplaced: Mapping[str, UnplacedVm] = {}
         self.stopped: frozenset[str] = frozenset()
         self.link_failure = "not yet connected"
+        self.losses = 0
+        """How often the link was lost."""
         self.repins = 0
         self.touched: set[str] = set()
         """Names that changed since somebody last emptied this: what was seen of them is outdated."""
@@ -140,12 +142,13 @@ class Host:
             if live.pinned != frozenset(cpus):
                 failure = f"it reads back as {format_cpu_list(sorted(live.pinned))}"
         finally:
-            self._changed(name, live)
+            self.changed(name, live)
         live.pin_failure = failure
         if failure:
             log.warning("pin-failed", vm=name, cpus=format_cpu_list(cpus), reason=failure)
 
-    def _changed(self, name: str, live: LiveVm) -> None:
+    def changed(self, name: str, live: LiveVm) -> None:
+        """A call that was counted in live.changes has ended."""
         live.changes -= 1
         self.touched.add(name)
         if name in self.unclear:
@@ -188,4 +191,4 @@ class Host:
                 live.record = record
                 return
             finally:
-                self._changed(name, live)
+                self.changed(name, live)

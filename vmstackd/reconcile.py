@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from core.allocator import free_cpus, hold, plan_deploy, plan_remove, restore
+from core.capacity import cpus_needed
 from core.level import UNIT
 from core.model import HostState, Plan, Vm
 from core.policy import Policy
@@ -67,17 +68,21 @@ def reconcile(
     earlier = dict(unplaced or {})
     for name in [name for name in earlier if judged(name)]:
         del earlier[name]
-    for name, why in unclear.items():
-        if state.vm(name) is None:
-            everywhere = tuple(sorted(state.topology.cpu_ids))
-            earlier[name] = UnplacedVm(
-                name=name, reason=f"it cannot be looked at: {why}", cpus=everywhere, memory_mib=0
-            )
+    nowhere = {name: why for name, why in unclear.items() if state.vm(name) is None}
+    never_seen = nowhere.keys() - earlier.keys()
+    for name, why in nowhere.items():
+        # It may be on any CPU; and if it was never seen, it may have any amount of memory.
+        earlier[name] = UnplacedVm(
+            name=name,
+            reason=f"it cannot be looked at: {why}",
+            cpus=tuple(sorted(state.topology.cpu_ids)),
+            memory_mib=state.memory_mib if name in never_seen else earlier[name].memory_mib,
+        )
 
     # What was held for a VM without a place may be the place it needs; for the others it stays held.
     kept = pinned.union(*(vm.cpus for vm in earlier.values()))
     state = free_cpus(state, [cpu for cpu in state.held if cpu not in kept])
-    state = hold(state, (), sum(vm.memory_mib for vm in earlier.values()))
+    state = hold(state, (), sum(vm.memory_mib for name, vm in earlier.items() if name not in never_seen))
 
     gone: list[str] = []
     level_before: dict[str, int] = {}
@@ -93,7 +98,9 @@ def reconcile(
         state = plan_remove(state, name, policy).state
 
     newcomers = [vm for name, vm in running.items() if state.vm(name) is None]
-    state, adopted = _restored(state, newcomers, policy)
+    state, adopted = _restored(state, newcomers, None if nowhere else policy)
+    if nowhere:
+        state = hold(state, state.free.ids(), state.held_mib)
     # A daemon killed while it narrowed a subset leaves VMs on CPUs that no record gives them any more.
     state = _strays_held(state, [vm for vm in running.values() if vm.record is not None])
     placed = {vm.name for vm in adopted}
@@ -154,11 +161,12 @@ def _strays_held(state: HostState, running: Iterable[ObservedVm]) -> HostState:
     return hold(state, sorted(strays), state.held_mib)
 
 
-def _restored(state: HostState, newcomers: list[ObservedVm], policy: Policy) -> tuple[HostState, list[Vm]]:
+def _restored(state: HostState, newcomers: list[ObservedVm], policy: Policy | None) -> tuple[HostState, list[Vm]]:
     """Levels that the state lacks come back with the CPUs of their newest record.
 
-    Two levels that claim one CPU: the newer record has it, and the other level takes free CPUs
-    instead. Levels come in the order in which their first VM arrived.
+    Two levels that claim one CPU: the newer record has it. A level that misses some of its CPUs, or
+    whose record cannot be right (fewer than its VMs can do with), takes free ones instead, chosen by
+    the policy; none without a policy. Levels come in the order in which their first VM arrived.
     """
     groups: dict[int, list[ObservedVm]] = {}
     for vm in newcomers:
@@ -173,10 +181,11 @@ def _restored(state: HostState, newcomers: list[ObservedVm], policy: Policy) -> 
 
     for level in sorted(groups, key=lambda level: (-_generation(newest(level)), level)):
         record = newest(level).record
+        vcpus = [vm.vcpus for vm in groups[level]]
         wanted = record.cpus if record is not None else ()
         claims[level] = tuple(cpu for cpu in wanted if cpu in state.free and cpu not in claimed)
         claimed.update(claims[level])
-        if claims[level] != wanted:
+        if claims[level] != wanted or len(wanted) < cpus_needed(level, sum(vcpus), max(vcpus)):
             lost.add(level)
 
     adopted: list[Vm] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from core.cpuset import format_cpu_list
 from core.level import format_level
@@ -15,7 +15,7 @@ from vmstackd.hypervisor.base import HypervisorError, HypervisorEvent, ObservedV
 from vmstackd.reconcile import Reconciliation, reconcile
 
 RETRY_S = 0.5
-"""Seconds until a VM that could not be looked at is looked at again."""
+"""Seconds until what could not be looked at is looked at again."""
 
 
 class Watch:
@@ -40,6 +40,7 @@ class Watch:
         if event.kind == "changed":
             host.look_again({event.vm})
         elif event.kind == "lost":
+            host.losses += 1
             host.link_failure = event.reason or "the link is down"
             log.warning("hypervisor-lost", uri=host.hypervisor.uri, reason=event.reason)
         else:
@@ -54,12 +55,18 @@ class Watch:
         host = self._host
         async with self._running:
             host.touched = set()
-            busy = host.busy()
-            observed = await host.hypervisor.observe(names)
+            busy, losses = host.busy(), host.losses
+            asked = host.unclear - busy if names is None else names
+            host.unclear -= asked
+            try:
+                observed = await host.hypervisor.observe(names)
+            except HypervisorError:
+                host.unclear |= asked
+                raise
             ignore = busy | host.busy() | host.touched
-            if names is not None:
-                host.look_again(names & host.touched)
-                host.unclear |= names & ignore
+            if asked & ignore:
+                # What was seen of them is outdated; those still busy are looked at when that has ended.
+                host.look_again(asked & ignore)
             unknown = {vm.name: vm.unknown for vm in observed if vm.unknown}
             seen = [vm for vm in observed if not vm.unknown]
             result = reconcile(
@@ -78,14 +85,17 @@ class Watch:
                 if name in host.live:
                     host.live[name].unseen = why
             if unknown:
-                self._later(unknown)
+                again = frozenset(unknown) | host.unplaced.keys()
+                asyncio.get_running_loop().call_later(RETRY_S, host.look_again, again)
+            if names is None and losses == host.losses:
+                host.link_failure = ""
         for subset in host.state.subsets:
             await host.settle(subset.level)
         host.free_unpinned()
 
     def _take_over(self, result: Reconciliation, running: list[ObservedVm]) -> None:
         host = self._host
-        _log_changes(result, host.unplaced)
+        unplaced_before = host.unplaced
         host.state = result.state
         host.unplaced = result.unplaced
         host.stopped = result.stopped
@@ -97,11 +107,12 @@ class Watch:
                 live.pinned = vm.pinned
                 live.record = vm.record
                 live.unseen = ""
+                subset = host.state.subset_of(vm.name)
+                if subset is not None and live.pinned == frozenset(subset.cpus):
+                    live.pin_failure = ""
         if result.gone and result.unplaced:
             host.look_again(result.unplaced)
-
-    def _later(self, names: Iterable[str]) -> None:
-        asyncio.get_running_loop().call_later(RETRY_S, self._host.look_again, frozenset(names))
+        _log_changes(host, result, unplaced_before)
 
     def _look_at_everything(self) -> None:
         self._everything = True
@@ -109,24 +120,25 @@ class Watch:
 
     async def _follow(self) -> None:
         host = self._host
+        failure = ""
         while True:
             await host.something_unclear.wait()
             host.something_unclear.clear()
             everything, self._everything = self._everything, False
             names = frozenset(host.unclear - host.busy())
-            host.unclear -= names
             if not everything and not names:
                 continue
             try:
                 await self.compare(None if everything else names)
+                failure = ""
             except HypervisorError as error:
-                log.warning("compare-failed", reason=error)
-                self._later(names)
+                if str(error) != failure:
+                    failure = str(error)
+                    log.warning("compare-failed", reason=failure)
+                self._everything |= everything
+                asyncio.get_running_loop().call_later(RETRY_S, host.something_unclear.set)
             except Exception:
                 log.logger.exception("unexpected error while comparing with the hypervisor")
-            else:
-                if everything:
-                    host.link_failure = ""
 
     async def _tick(self) -> None:
         while True:
@@ -134,12 +146,19 @@ class Watch:
             self._look_at_everything()
 
 
-def _log_changes(result: Reconciliation, unplaced_before: Mapping[str, UnplacedVm]) -> None:
+def _log_changes(host: Host, result: Reconciliation, unplaced_before: Mapping[str, UnplacedVm]) -> None:
     adopted = {vm.name for vm in result.adopted}
     for name in result.gone:
         log.info("resized" if name in adopted else "gone", vm=name)
     for vm in result.adopted:
-        log.info("adopted", vm=vm.name, vcpus=vm.vcpus, memory_mib=vm.memory_mib, level=format_level(vm.level))
+        log.info(
+            "adopted",
+            vm=vm.name,
+            vcpus=vm.vcpus,
+            memory_mib=vm.memory_mib,
+            level=format_level(vm.level),
+            cpus=format_cpu_list(host.cpus_of(vm.level)),
+        )
     for name, unplaced in result.unplaced.items():
         if name not in unplaced_before:
             log.warning("unplaced", vm=name, reason=unplaced.reason, cpus=format_cpu_list(unplaced.cpus))

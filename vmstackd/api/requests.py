@@ -13,6 +13,9 @@ from vmstackd.api.errors import InvalidRequest
 MAX_VCPUS = 4096
 MAX_MEMORY_MIB = 1 << 30
 MAX_NAME_BYTES = 128
+"""Of a new VM."""
+MAX_KNOWN_NAME_BYTES = 255
+"""Of a VM that is there: as long as libvirt can store."""
 MAX_PATH_BYTES = 4095
 
 
@@ -82,14 +85,14 @@ def check(request: Request) -> None:
             pass
 
 
-def _check_name(name: str) -> None:
-    if not 1 <= len(name.encode("utf-8", "replace")) <= MAX_NAME_BYTES:
-        raise InvalidRequest(f"name: must be 1 to {MAX_NAME_BYTES} bytes long", field="name")
+def _check_name(name: str, longest: int = MAX_KNOWN_NAME_BYTES) -> None:
+    if not 1 <= len(name.encode("utf-8", "replace")) <= longest:
+        raise InvalidRequest(f"name: must be 1 to {longest} bytes long", field="name")
 
 
 def _check_new_name(name: str) -> None:
     """Stricter than for a VM that is there: adopted VMs may have any name libvirt allows."""
-    _check_name(name)
+    _check_name(name, MAX_NAME_BYTES)
     if not name.isprintable() or "/" in name or name[0] in "-. " or name[-1] == " ":
         raise InvalidRequest(
             "name: only printable characters without '/', not beginning with '-', '.' or a space, nor ending with one",
