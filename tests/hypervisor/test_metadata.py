@@ -162,12 +162,32 @@ def test_the_prototype(text: str, level: int | None) -> None:
 def test_sizes_and_pins_of_a_domain() -> None:
     assert read_domain(DOMAIN.format("", 1025, VCPU)).memory_mib == 2
     facts = read_domain(DOMAIN.format("", 1024, "<vcpu current='3' cpuset='4-5'>8</vcpu>"))
-    assert (facts.vcpus, facts.pinned) == (3, frozenset({4, 5}))
+    assert (facts.vcpus, facts.pinned, facts.others_pinned) == (3, frozenset({4, 5}), frozenset({4, 5}))
     pins = "<cputune><vcpupin vcpu='0' cpuset='0,2'/><vcpupin vcpu='1' cpuset='7'/></cputune><iothreads>2</iothreads>"
     facts = read_domain(DOMAIN.format("", 1024, VCPU + pins))
     assert (facts.pinned, facts.io_threads) == (frozenset({0, 2, 7}), True)
     one = "<cputune><vcpupin vcpu='0' cpuset='0'/></cputune>"
     assert read_domain(DOMAIN.format("", 1024, VCPU + one)).pinned is None
+
+
+@pytest.mark.parametrize(
+    ("pins", "cpus"),
+    [
+        ("", None),
+        ("<emulatorpin cpuset='1'/>", None),
+        ("<iothreadpin iothread='1' cpuset='2'/><iothreadpin iothread='2' cpuset='3'/>", None),
+        ("<emulatorpin cpuset='1'/><iothreadpin iothread='1' cpuset='2'/>", None),
+        ("<emulatorpin cpuset='1'/><iothreadpin iothread='5' cpuset='2'/><iothreadpin iothread='6' cpuset='3'/>", 3),
+        ("<emulatorpin cpuset='x'/><iothreadpin iothread='1' cpuset='2'/><iothreadpin iothread='2' cpuset='3'/>", None),
+    ],
+)
+def test_pins_of_what_is_no_vcpu(pins: str, cpus: int | None) -> None:
+    text = f"{VCPU}<iothreads>2</iothreads><cputune>{pins}</cputune>"
+    wanted = None if cpus is None else frozenset(range(1, cpus + 1))
+    assert read_domain(DOMAIN.format("", 1024, text)).others_pinned == wanted
+    if "'x'" not in pins:
+        text = text.replace("<vcpu>", "<vcpu cpuset='1-3'>")
+        assert read_domain(DOMAIN.format("", 1024, text)).others_pinned == frozenset({1, 2, 3})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
 from tests.hypervisor.backends import Backend, Events
@@ -24,6 +25,11 @@ def real(request: pytest.FixtureRequest) -> Backend:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Backend)
     return found
+
+
+THREADS = """<domain type='qemu'><name>threads</name><memory unit='MiB'>32</memory><vcpu>2</vcpu>
+  <iothreads>2</iothreads><os><type machine='pc'>hvm</type></os></domain>"""
+"""A VM that is not ours, with threads of all kinds and no pins."""
 
 
 def root_of(backend: Backend) -> Path:
@@ -93,6 +99,51 @@ def test_io_threads_are_pinned_too(real: Backend) -> None:
         await hypervisor.pin("io", real.cpus[1:])
         ((_, allowed),) = real.outside.lookupByName("io").ioThreadInfo()
         assert [cpu for cpu, is_allowed in enumerate(allowed) if is_allowed] == list(real.cpus[1:])
+
+    real.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "calls"), [("pinEmulator", 0), ("pinIOThread", 0), ("pinIOThread", 1), ("pinVcpu", 0), ("pinVcpu", 1)]
+)
+def test_a_pinning_cut_short_is_seen_as_it_is(
+    real: Backend, monkeypatch: pytest.MonkeyPatch, method: str, calls: int
+) -> None:
+    """As after SIGKILL between two of libvirt's calls: nothing is taken for narrowed that is not."""
+    working, done = getattr(libvirt.virDomain, method), 0
+
+    def cut(*arguments: object) -> object:
+        nonlocal done
+        done += 1
+        if done > calls:
+            raise libvirt.libvirtError("cut short")
+        return working(*arguments)
+
+    async def scenario(hypervisor: Hypervisor, _events: Events) -> None:
+        real.outside.createXML(THREADS)
+        assert await hypervisor.pin("threads", real.cpus) == all_affinities(real, "threads") == set(real.cpus)
+        with monkeypatch.context() as patched:
+            patched.setattr(libvirt.virDomain, method, cut)
+            with pytest.raises(HypervisorError, match="cut short"):
+                await hypervisor.pin("threads", real.cpus[1:])
+        (vm,) = await hypervisor.observe(["threads"])
+        assert vm.pinned == all_affinities(real, "threads")
+        assert await hypervisor.pin("threads", real.cpus[1:]) == frozenset(real.cpus[1:])
+        (vm,) = await hypervisor.observe(["threads"])
+        assert vm.pinned == all_affinities(real, "threads") == set(real.cpus[1:])
+
+    real.run(scenario)
+
+
+def test_only_the_vcpus_of_a_foreign_vm_are_pinned(real: Backend) -> None:
+    async def scenario(hypervisor: Hypervisor, _events: Events) -> None:
+        real.outside.createXML(THREADS)
+        domain = real.outside.lookupByName("threads")
+        for vcpu in range(2):
+            domain.pinVcpu(vcpu, tuple(cpu in real.cpus[1:] for cpu in range(real.cpus[1] + 1)))
+        assert affinities(real, "threads") == {str(real.cpus[1])}
+        (vm,) = await hypervisor.observe(["threads"])
+        assert vm.pinned >= all_affinities(real, "threads") >= set(real.cpus)
 
     real.run(scenario)
 

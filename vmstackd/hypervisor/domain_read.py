@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
 import msgspec
@@ -16,11 +17,13 @@ class DomainFacts(msgspec.Struct, frozen=True):
     """vcpus: those in use now. memory_mib: the most that the guest may have, rounded up.
 
     pinned: CPUs that the definition allows the vCPUs, None if it allows one of them all.
+    others_pinned: the same of the emulator and the I/O threads.
     """
 
     vcpus: int
     memory_mib: int
     pinned: frozenset[int] | None
+    others_pinned: frozenset[int] | None
     io_threads: bool
     record: Record | None
     foreign_level: int | None
@@ -35,31 +38,44 @@ def read_domain(xml: str) -> DomainFacts:
             raise ValueError("no vCPUs or memory")
         vcpus = int(vcpu.get("current") or vcpu.text or "")
         memory_mib = -(-int(memory.text or "") // 1024)
+        io_threads = int(domain.findtext("iothreads") or 0)
     except ET.ParseError as error:
         raise ValueError(str(error)) from None
     metadata = domain.find("metadata")
+    own = {pin.get("vcpu"): pin.get("cpuset") for pin in domain.iterfind("cputune/vcpupin")}
+    default = vcpu.get("cpuset")
     return DomainFacts(
         vcpus=vcpus,
         memory_mib=memory_mib,
-        pinned=_pinned(domain, vcpu, vcpus),
-        io_threads=domain.findtext("iothreads", "0") != "0",
+        pinned=_union([own.get(str(index)) or default for index in range(vcpus)]),
+        others_pinned=_others_pinned(domain, default, io_threads),
+        io_threads=io_threads > 0,
         record=None if metadata is None else parse_record(metadata),
         foreign_level=None if metadata is None else parse_prototype_level(metadata, _sched_namespaces(xml)),
     )
 
 
-def _pinned(domain: ET.Element, vcpu: ET.Element, vcpus: int) -> frozenset[int] | None:
-    own = {pin.get("vcpu"): pin.get("cpuset") for pin in domain.iterfind("cputune/vcpupin")}
-    pinned: set[int] = set()
+def _others_pinned(domain: ET.Element, default: str | None, io_threads: int) -> frozenset[int] | None:
+    emulator = domain.find("cputune/emulatorpin")
+    lists = [default if emulator is None else emulator.get("cpuset")]
+    own = {pin.get("iothread"): pin.get("cpuset") for pin in domain.iterfind("cputune/iothreadpin")}
+    lists += own.values()
+    if len(own) < io_threads:
+        lists.append(default)
+    return _union(lists)
+
+
+def _union(lists: Iterable[str | None]) -> frozenset[int] | None:
+    """None if one of them is no list of CPUs."""
+    cpus: set[int] = set()
     try:
-        for index in range(vcpus):
-            text = own.get(str(index)) or vcpu.get("cpuset")
+        for text in lists:
             if text is None:
                 return None
-            pinned.update(parse_cpu_list(text))
+            cpus.update(parse_cpu_list(text))
     except CpuListError:
         return None
-    return frozenset(pinned)
+    return frozenset(cpus)
 
 
 def _sched_namespaces(xml: str) -> frozenset[str]:

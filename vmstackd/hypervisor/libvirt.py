@@ -30,7 +30,7 @@ from vmstackd.hypervisor.base import (
     VmDefinition,
     VmMissing,
 )
-from vmstackd.hypervisor.domain_read import read_domain
+from vmstackd.hypervisor.domain_read import DomainFacts, read_domain
 from vmstackd.hypervisor.domain_xml import DomainOptions, domain_xml
 from vmstackd.hypervisor.embedded import embedded_root, prepare_root, probed_before
 from vmstackd.hypervisor.kvm import kvm_works
@@ -304,23 +304,22 @@ def _unseen(name: str, error: Exception) -> ObservedVm:
 def _observe(connection: Connection, domain: Domain) -> ObservedVm:
     # "Active" covers every state in which a process holds CPUs: running, blocked, paused, suspended.
     running = bool(domain.isActive())
-    try:
-        facts = read_domain(domain.XMLDesc())
-    except ValueError as error:
-        raise HypervisorError(f"libvirt's description of domain '{domain.name()}' is not understood: {error}") from None
+    facts = _facts(domain)
+    maps: list[CpuMap] = []
     pinned: frozenset[int] = frozenset()
     if running:
         try:
-            pinned = _union(domain.vcpus()[1])
+            maps = domain.vcpus()[1]
         except libvirt.libvirtError as error:
             if _code(error) not in _NO_AFFINITY or error.get_error_domain() == libvirt.VIR_FROM_RPC:
                 raise
             running = bool(domain.isActive())
-        if running and not pinned:
-            # Starting, no threads yet; ending, which libvirt has yet to notice; or one thread for all
-            # vCPUs. The definition says where they may be.
-            everywhere = frozenset(range(connection.getCPUMap()[0]))
-            pinned = everywhere if facts.pinned is None else facts.pinned
+    if running:
+        everywhere = frozenset(range(len(maps[0]) if maps else connection.getCPUMap()[0]))
+        # No vCPU threads: starting; ending, which libvirt has yet to notice; or one thread for all
+        # vCPUs. The definition says where they may be, as it does of all other threads.
+        pinned = _union(maps) or (everywhere if facts.pinned is None else facts.pinned)
+        pinned |= everywhere if facts.others_pinned is None else facts.others_pinned
     return ObservedVm(
         name=domain.name(),
         uuid=domain.UUIDString(),
@@ -331,6 +330,13 @@ def _observe(connection: Connection, domain: Domain) -> ObservedVm:
         record=facts.record,
         foreign_level=facts.foreign_level,
     )
+
+
+def _facts(domain: Domain) -> DomainFacts:
+    try:
+        return read_domain(domain.XMLDesc())
+    except ValueError as error:
+        raise HypervisorError(f"libvirt's description of domain '{domain.name()}' is not understood: {error}") from None
 
 
 def _create_on(connection: Connection, xml: str, cpus: Collection[int]) -> None:
@@ -381,23 +387,26 @@ def _undefine(domain: Domain) -> None:
 
 
 def _pin(connection: Connection, name: str, cpus: frozenset[int]) -> frozenset[int]:
+    """What reads back right need not be so in the description, where ``_observe`` finds the threads
+    that are not vCPUs; so these are pinned without asking first, and before the vCPUs.
+    """
     domain = connection.lookupByName(name)
-    _, maps = domain.vcpus()
     wanted = _cpu_map(connection, cpus)
+    live = libvirt.VIR_DOMAIN_AFFECT_LIVE
+    domain.pinEmulator(wanted, live)
+    found = [domain.emulatorPinInfo(live)]
+    # Asking about I/O threads goes through QEMU's monitor, where a hung QEMU never answers.
+    if _facts(domain).io_threads:
+        for thread, _ in domain.ioThreadInfo(live):
+            domain.pinIOThread(thread, wanted, live)
+        found += [tuple(current) for _, current in domain.ioThreadInfo(live)]
+    _, maps = domain.vcpus()
     changed = False
     for index, current in enumerate(maps):
         if current != wanted:
             domain.pinVcpu(index, wanted)
             changed = True
-    live = libvirt.VIR_DOMAIN_AFFECT_LIVE
-    if domain.emulatorPinInfo(live) != wanted:
-        domain.pinEmulator(wanted, live)
-    # Asking about I/O threads goes through QEMU's monitor, where a hung QEMU never answers.
-    if "<iothreads>" in domain.XMLDesc():
-        for thread, current in domain.ioThreadInfo(live):
-            if current != wanted:
-                domain.pinIOThread(thread, wanted, live)
-    return _union(domain.vcpus()[1] if changed else maps)
+    return _union([*found, *(domain.vcpus()[1] if changed else maps)])
 
 
 def _write_record(connection: Connection, name: str, record: Record) -> None:
