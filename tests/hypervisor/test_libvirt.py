@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import libvirt
@@ -12,7 +13,7 @@ import pytest
 
 from tests.hypervisor.backends import Backend, Events
 from vmstackd.hypervisor import libvirt as driver
-from vmstackd.hypervisor.base import Hypervisor, HypervisorError
+from vmstackd.hypervisor.base import Hypervisor, HypervisorError, HypervisorUnreachable
 from vmstackd.hypervisor.libvirt_types import Connection
 
 
@@ -22,9 +23,9 @@ def mock(tmp_path: Path) -> Backend:
     return Backend("test", "test:///default", tmp_path / "a.qcow2", (0, 7))
 
 
-def failure(code: int) -> libvirt.libvirtError:
-    error = libvirt.libvirtError("refused")
-    error.err = (code, 0, "refused", 0, "", None, None, -1, -1)
+def failure(code: int, text: str = "refused") -> libvirt.libvirtError:
+    error = libvirt.libvirtError(text)
+    error.err = (code, 0, text, 0, "", None, None, -1, -1)
     return error
 
 
@@ -74,6 +75,32 @@ def test_a_vm_that_cannot_be_defined_is_stopped(mock: Backend, monkeypatch: pyte
             await hypervisor.create(mock.definition("a"))
         assert await hypervisor.observe(["a"]) == []
         await events.wait("changed", "a")
+
+    mock.run(scenario)
+
+
+def test_a_vm_that_can_neither_be_defined_nor_stopped(mock: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(text: str, code: int) -> Callable[..., None]:
+        def refuse(*_args: object) -> None:
+            raise failure(code, text)
+
+        return refuse
+
+    async def scenario(hypervisor: Hypervisor, events: Events) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(libvirt.virConnect, "defineXML", fail("no space", libvirt.VIR_ERR_OPERATION_FAILED))
+            patched.setattr(libvirt.virDomain, "destroy", fail("busy", libvirt.VIR_ERR_OPERATION_FAILED))
+            with pytest.raises(HypervisorUnreachable, match=r"no space.*busy"):
+                await hypervisor.create(mock.definition("a"))
+            # It ended by itself: so it does not run, as for any other refusal.
+            patched.setattr(libvirt.virDomain, "destroy", fail("gone", libvirt.VIR_ERR_NO_DOMAIN))
+            with pytest.raises(HypervisorError, match="no space") as raised:
+                await hypervisor.create(mock.definition("b"))
+            assert raised.type is HypervisorError
+        (vm,) = await hypervisor.observe(["a"])
+        assert vm.running
+        assert vm.record == mock.definition("a").record
+        assert [event.kind for event in events.seen if event.kind != "changed"] == []
 
     mock.run(scenario)
 

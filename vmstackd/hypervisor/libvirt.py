@@ -68,6 +68,10 @@ _UNDEFINE_FLAGS = (
 )
 
 
+class _StillThere(Exception):
+    """A VM that was to be given up could not be stopped. The link is well, so it must not count as lost."""
+
+
 class LibvirtHypervisor:
     """See base.Hypervisor. Raises ValueError for an embed root that cannot work."""
 
@@ -123,6 +127,12 @@ class LibvirtHypervisor:
 
     async def create(self, definition: VmDefinition) -> None:
         """As in base."""
+        try:
+            await self._create(definition)
+        except _StillThere as error:
+            raise HypervisorUnreachable(str(error)) from error
+
+    async def _create(self, definition: VmDefinition) -> None:
         cpus = definition.record.cpus
         options = await self._domain_options(definition.record.image)
         try:
@@ -241,7 +251,7 @@ class _Driver:
         except libvirt.libvirtError as error:
             if _code(error) == libvirt.VIR_ERR_NO_DOMAIN:
                 raise VmMissing(str(error)) from error
-            if _code(error) in _DEAD_LINK or error.get_error_domain() == libvirt.VIR_FROM_RPC or not _alive(connection):
+            if _broken(connection, error):
                 raise HypervisorUnreachable(f"{self._uri}: {error}") from error
             raise HypervisorError(str(error)) from error
 
@@ -288,7 +298,7 @@ def _observe_all(connection: Connection, names: Sequence[str]) -> list[ObservedV
         except libvirt.libvirtError as error:
             if _code(error) == libvirt.VIR_ERR_NO_DOMAIN:
                 continue
-            if _code(error) in _DEAD_LINK or not _alive(connection):
+            if _broken(connection, error):
                 raise
             found.append(_unseen(name, error))
         except HypervisorError as error:
@@ -352,9 +362,15 @@ def _create(connection: Connection, xml: str) -> None:
     try:
         # libvirt's own text, because ours has no UUID and would be another VM of the same name.
         connection.defineXML(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
-    except libvirt.libvirtError:
-        with contextlib.suppress(libvirt.libvirtError):
+    except libvirt.libvirtError as error:
+        try:
             domain.destroy()
+        except libvirt.libvirtError as second:
+            if _code(second) == libvirt.VIR_ERR_NO_DOMAIN:
+                raise error from None
+            if _broken(connection, second):
+                raise
+            raise _StillThere(f"{error}; it was started, and stopping it again failed: {second}") from second
         raise
 
 
@@ -435,6 +451,13 @@ def _union(maps: Iterable[CpuMap]) -> frozenset[int]:
 
 def _code(error: BaseException | None) -> int | None:
     return cast("int | None", error.get_error_code()) if isinstance(error, libvirt.libvirtError) else None
+
+
+def _broken(connection: Connection, error: libvirt.libvirtError) -> bool:
+    """Whether the link is to blame for this error."""
+    if _code(error) in _DEAD_LINK or error.get_error_domain() == libvirt.VIR_FROM_RPC:
+        return True
+    return not _alive(connection)
 
 
 def _alive(connection: Connection) -> bool:
