@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmstackd.api.requests import MAX_MEMORY_MIB
 from vmstackd.hypervisor.base import Record
 from vmstackd.hypervisor.domain_read import read_domain
 from vmstackd.hypervisor.metadata import (
@@ -20,7 +22,8 @@ from vmstackd.hypervisor.metadata import (
 
 RECORD = Record(level=3000, vcpus=4, memory_mib=2048, image="/a.qcow2", cpus=(0, 128, 1, 2, 3), generation=9, arrival=4)
 
-counters = st.integers(0, (1 << 63) - 1)
+HIGHEST = 1 << 53
+counters = st.integers(0, HIGHEST)
 paths = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=40).filter(str.isprintable).map("/".__add__)
 records = st.builds(
     Record,
@@ -73,6 +76,8 @@ def test_the_form() -> None:
         ("vcpus", " 4"),
         ("memory_mib", "0"),
         ("memory_mib", "1e3"),
+        ("memory_mib", str(MAX_MEMORY_MIB + 1)),
+        ("memory_mib", "9" * 19),
         ("image", "relative"),
         ("image", "/a\nb"),
         ("image", "/" + "a" * 4095),
@@ -91,6 +96,18 @@ def test_anything_else_is_no_record(attribute: str, value: str) -> None:
     element = record_element(RECORD)
     element.set(attribute, value)
     assert parse_record(metadata(element)) is None
+
+
+@given(st.integers(HIGHEST, (1 << 63) - 1))
+def test_a_stranger_cannot_make_the_host_write_what_it_does_not_read(claimed: int) -> None:
+    element = record_element(RECORD)
+    element.set("generation", str(claimed))
+    element.set("arrival", str(claimed))
+    read = parse_record(metadata(element))
+    assert read == msgspec.structs.replace(RECORD, generation=HIGHEST, arrival=HIGHEST)
+    for later in (1, 2, 1 << 20, 1 << 40):
+        written = msgspec.structs.replace(RECORD, generation=read.generation + later, arrival=read.arrival + later)
+        assert parse_record(metadata(record_element(written))) == read
 
 
 def test_incomplete_doubled_or_elsewhere() -> None:

@@ -23,7 +23,11 @@ PROTOTYPE_NAMESPACE = "1.0.0"
 """What the prototype binds its prefix ``sched`` to."""
 
 _MAX_CPUS_TEXT = 65536
-_MAX_COUNTER = (1 << 63) - 1
+_HIGHEST_COUNTER = 1 << 53
+"""No host gets that far. A higher number than this, which only a stranger writes, is read as this one:
+were it believed, the host would count on above it; were it refused, so would what the host writes
+after the highest one that is not. As it is, all of that is read, and below 2**63 for ever.
+"""
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
 _ATTRIBUTES = {"schema", "level", "vcpus", "memory_mib", "image", "cpus", "generation", "arrival"}
 
@@ -61,8 +65,8 @@ def parse_record(metadata: ET.Element) -> Record | None:
             memory_mib=_number(attributes["memory_mib"], 1, MAX_MEMORY_MIB),
             image=image,
             cpus=parse_cpu_list(cpus_text),
-            generation=_number(attributes["generation"], 0, _MAX_COUNTER),
-            arrival=_number(attributes["arrival"], 0, _MAX_COUNTER),
+            generation=_counter(attributes["generation"]),
+            arrival=_counter(attributes["arrival"]),
         )
     except (CpuListError, ValueError):
         return None
@@ -107,3 +111,7 @@ def _number(text: str, least: int, most: int) -> int:
     if not least <= number <= most:
         raise ValueError(text)
     return number
+
+
+def _counter(text: str) -> int:
+    return min(_number(text, 0, (1 << 63) - 1), _HIGHEST_COUNTER)
