@@ -169,6 +169,26 @@ def test_a_failed_start_leaves_nothing(real: Backend, reason: str) -> None:
     real.run(scenario)
 
 
+def test_a_refused_destroy_leaves_the_vm_as_it_was(real: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(hypervisor: Hypervisor, events: Events) -> None:
+        await hypervisor.create(real.definition("kept"))
+        before = await hypervisor.observe()
+        with monkeypatch.context() as patched:
+            # libvirt itself refuses, because of a flag that it does not know.
+            patched.setattr(libvirt.virDomain, "destroy", lambda domain: domain.destroyFlags(1 << 20))
+            with pytest.raises(HypervisorError, match="unsupported flags") as raised:
+                await hypervisor.destroy("kept")
+        assert raised.type is HypervisorError
+        assert await hypervisor.observe() == before
+        assert before[0].pinned == all_affinities(real, "kept") == set(real.cpus[:1])
+        assert real.outside.lookupByName("kept").isPersistent()
+        assert [event.kind for event in events.seen if event.kind != "changed"] == []
+        await hypervisor.destroy("kept")
+        assert await hypervisor.observe() == []
+
+    real.run(scenario)
+
+
 def test_a_killed_qemu_is_noticed(real: Backend) -> None:
     async def scenario(hypervisor: Hypervisor, events: Events) -> None:
         await hypervisor.create(real.definition("killed"))
