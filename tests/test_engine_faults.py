@@ -229,3 +229,108 @@ def _killed_at(stop_at: int, effect: str) -> bool:
     asyncio.run(second_life())
     assert hv.violations == [], f"killed {effect} call {stop_at}"
     return killed
+
+
+def test_a_link_lost_while_a_comparison_settles_is_down() -> None:
+    async def run() -> None:
+        hv = FaultySim()
+        engine = make(hv)
+        await engine.start()
+        await ask(engine, deploy("a", vcpus=2))
+        await quiet(engine)
+
+        async def plan(operation: str, _name: str) -> None:
+            if operation == "pin":
+                hv.cut()
+
+        hv.plan = plan
+        hv.put(msgspec.structs.replace(hv.vms["a"], pinned=frozenset(range(16))))
+        engine._watch._look_at_everything()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert engine.status().hypervisor == "down"
+        with pytest.raises(Unavailable):
+            await ask(engine, deploy("b"))
+        calm(hv)
+        await quiet(engine)
+        assert engine.status().hypervisor == "up"
+        assert engine.status().degraded == ()
+        assert_pinned_as_decided(engine, hv)
+        await engine.stop()
+
+    asyncio.run(run())
+
+
+def test_what_happens_to_a_vm_during_a_whole_comparison_is_not_forgotten() -> None:
+    async def run() -> None:
+        hv = FaultySim()
+        engine = make(hv)
+        await engine.start()
+        await ask(engine, deploy("a", vcpus=2))
+        await ask(engine, deploy("b", vcpus=2))
+        await quiet(engine)
+
+        async def aftermath(operation: str, _name: str) -> None:
+            if operation == "observe":
+                # Seen as running; then it is pinned anew (so the look is outdated), and then it shuts off.
+                hv.aftermath = hv._nothing
+                engine._host.touched.add("a")
+                hv.put(msgspec.structs.replace(hv.vms["a"], running=False, pinned=frozenset()))
+                engine._host.unclear.add("a")
+
+        hv.aftermath = aftermath
+        engine._watch._look_at_everything()
+        await quiet(engine)
+        assert engine.status().stopped == ("a",)
+        assert engine.state.vm("a") is None
+        await engine.stop()
+
+    asyncio.run(run())
+
+
+def test_a_look_that_fails_after_the_link_is_back_is_repeated_soon() -> None:
+    async def run() -> None:
+        hv = FaultySim()
+        engine = make(hv)
+        await engine.start()
+        hv.cut()
+        await quiet(engine)
+        failures = 3
+
+        async def plan(operation: str, _name: str) -> None:
+            nonlocal failures
+            if operation == "observe" and failures:
+                failures -= 1
+                raise HypervisorError("not yet")
+
+        hv.plan = plan
+        hv.heal()
+        await quiet(engine)
+        assert failures == 0
+        assert engine.status().hypervisor == "up"
+        await engine.stop()
+
+    asyncio.run(run())
+
+
+def test_a_pin_that_took_effect_although_its_call_failed_is_no_longer_reported() -> None:
+    async def run() -> None:
+        hv = FaultySim()
+        engine = make(hv)
+        await engine.start()
+        await ask(engine, deploy("a", vcpus=2))
+
+        async def aftermath(operation: str, _name: str) -> None:
+            if operation == "pin":
+                raise HypervisorError("nobody heard the answer")
+
+        hv.aftermath = aftermath
+        await ask(engine, deploy("b", vcpus=2))
+        assert "VM 'a' is not pinned as decided: nobody heard the answer" in engine.status().degraded
+        calm(hv)
+        engine._watch._look_at_everything()
+        await quiet(engine)
+        assert engine.status().degraded == ()
+        await engine.stop()
+
+    asyncio.run(run())
