@@ -233,7 +233,7 @@ class Engine:
             # way somewhere, so for a while not seeing it does not mean that it is not there.
             live.changes += 1
             asyncio.get_running_loop().call_later(GRACE_S, host.changed, vm.name, live)
-            raise Unavailable(f"the link to the hypervisor broke while {vm.name!r} was starting: {error}") from error
+            raise Unavailable(f"whether {vm.name!r} has started is unknown: {error}") from error
         except HypervisorError as error:
             del host.live[vm.name]
             host.state = plan_withdraw(host.state, plan).state
@@ -284,7 +284,7 @@ class Engine:
         except VmMissing:
             pass  # gone by itself in the meantime, which is what was asked for
         except HypervisorUnreachable as error:
-            raise Unavailable(f"the link to the hypervisor broke while {name!r} was removed: {error}") from error
+            raise Unavailable(f"whether {name!r} has been removed is unknown: {error}") from error
         except HypervisorError as error:
             raise HypervisorFailed(f"the hypervisor did not remove {name!r}: {error}") from error
 

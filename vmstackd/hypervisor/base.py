@@ -49,7 +49,8 @@ class VmDefinition(msgspec.Struct, frozen=True):
 class ObservedVm(msgspec.Struct, frozen=True):
     """A VM as the hypervisor has it now.
 
-    pinned: CPUs that its vCPUs are really allowed on (the union over its vCPUs); empty when not running.
+    pinned: CPUs that any of its threads may run on: vCPUs, emulator and I/O threads together (all of
+    the host's where one of them is not pinned); empty when not running.
     record: ours, None if absent or malformed. foreign_level: the prototype's metadata, in thousandths.
     unknown: why it could not be looked at, though it is there; then only the name means anything.
     """
@@ -97,15 +98,18 @@ class Hypervisor(Protocol):
         """All VMs, or those of these names that exist; defined ones that do not run included."""
 
     async def create(self, definition: VmDefinition) -> None:
-        """Start a new VM and keep its definition. After an error it does not exist."""
+        """Start a new VM and keep its definition.
+
+        After an error it does not exist, except after HypervisorUnreachable, when that is unknown.
+        """
 
     async def destroy(self, name: str) -> None:
         """Stop a VM and forget its definition; its disk stays."""
 
     async def pin(self, name: str, cpus: Sequence[int]) -> frozenset[int]:
-        """Allow every vCPU and the emulator on exactly these CPUs; returns what is read back.
+        """Allow every vCPU, the emulator and the I/O threads on exactly these CPUs.
 
-        After an error some of its threads may have been pinned.
+        Returns what is read back of all of them. After an error some of its threads may have been pinned.
         """
 
     async def write_record(self, name: str, record: Record) -> None:
