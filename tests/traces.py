@@ -24,6 +24,9 @@ REASONS = {
 }
 """The prototype's texts: what was short, as core says it; None for a success."""
 
+LARGEST = 1 << 40
+"""MiB and vCPUs: far beyond any machine, and far below what a float cannot hold."""
+
 
 class Unusable(Exception):
     """A file that cannot be checked: which line, and why."""
@@ -162,7 +165,7 @@ def _require(holds: bool, message: str) -> None:
 
 
 def _check(header: RawHeader) -> None:
-    _require(header.mem_mb > 0, f"mem_mb is {header.mem_mb}; a host has memory")
+    _require(0 < header.mem_mb <= LARGEST, f"mem_mb is {header.mem_mb}; no host has so much memory, or so little")
     _require(header.critical_size >= 0, f"critical_size is {header.critical_size}; it cannot be negative")
     first = header.first_quirk_op
     _require(first is None or 0 <= first <= header.ops, f"first_quirk_op is {first}, not null or 0 to {header.ops}")
@@ -200,7 +203,7 @@ def _entry(raw: RawEntry, usable: frozenset[int]) -> Entry:
 def _vm(name: str, vcpus: int, gigabytes: float, level: float) -> Vm:
     """The prototype's units: gigabytes become whole KiB, these whole MiB."""
     memory = int(Fraction(gigabytes) * 1024**2) // 1024
-    if vcpus < 1 or memory < 1:
+    if not (1 <= vcpus <= LARGEST and 1 <= memory <= LARGEST):
         raise ValueError(f"{vcpus} vCPUs and {gigabytes} GB are no VM")
     return Vm(name, vcpus, memory, parse_level(level))
 
