@@ -361,7 +361,9 @@ def test_a_vm_whose_size_changed_is_accounted_anew() -> None:
         await ask(engine, deploy("a", vcpus=2, level=2000))
         hv.put(msgspec.structs.replace(hv.vms["a"], vcpus=6))
         await quiet(engine)
-        assert engine.state.vm("a").vcpus == 6  # type: ignore[union-attr]
+        resized = engine.state.vm("a")
+        assert resized is not None
+        assert resized.vcpus == 6
         assert len(hv.vms["a"].pinned) == 6
 
     with_engine(test)

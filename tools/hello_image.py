@@ -50,8 +50,8 @@ def make_image(path: Path, text: str = HELLO) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".hello-") as folder:
         raw, image = Path(folder, "raw"), Path(folder, "qcow2")
         raw.write_bytes(boot_sector(text).ljust(_DISK_BYTES, b"\0"))
-        subprocess.run(  # noqa: S603
-            ["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(raw), str(image)],  # noqa: S607
+        subprocess.run(
+            ["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(raw), str(image)],
             check=True,
         )
         image.chmod(0o644)

@@ -74,7 +74,7 @@ class _Daemon:
         # example. The processes that it forks log to stderr whatever is said about outputs.
         libvirt_log = {"LIBVIRT_DEBUG": "error", "LIBVIRT_LOG_OUTPUTS": f"4:file:{state.path}/libvirt.log"}
         # In a process group of its own, so that Ctrl-C reaches it once, through us.
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -49,7 +49,7 @@ class Backend:
     which stays open.
     """
 
-    def __init__(self, kind: str, uri: str, image: Path, cpus: tuple[int, int], outside: Any = None) -> None:  # noqa: ANN401
+    def __init__(self, kind: str, uri: str, image: Path, cpus: tuple[int, int], outside: Any = None) -> None:  # noqa: ANN401 (libvirt has no types)
         self.outside = outside
         self.kind, self.uri, self.image, self.cpus = kind, uri, str(image), cpus
         self.options = HypervisorOptions(image_roots=(str(image.parent),), virt_type="qemu")
@@ -74,7 +74,7 @@ class Backend:
 
         asyncio.run(whole())
 
-    def definition(self, name: str, vcpus: int = 2, **changes: Any) -> VmDefinition:  # noqa: ANN401
+    def definition(self, name: str, vcpus: int = 2, **changes: Any) -> VmDefinition:  # noqa: ANN401 (fields differ)
         """A small VM on the first CPU; changes are of the record."""
         fields: dict[str, Any] = {
             "level": 2000,

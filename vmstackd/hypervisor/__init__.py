@@ -20,12 +20,12 @@ def open_hypervisor(uri: str, options: HypervisorOptions | None = None) -> Hyper
     parse_network(options.network)
     scheme = uri.partition(":")[0]
     if uri == "sim:":
-        from vmstackd.hypervisor.sim import SimHypervisor  # noqa: PLC0415
+        from vmstackd.hypervisor.sim import SimHypervisor  # noqa: PLC0415 (only where it is used)
 
         return SimHypervisor(uri)
     if scheme in {"qemu", "qemu+unix", "test"} and uri.startswith(f"{scheme}:///"):
         try:
-            from vmstackd.hypervisor.libvirt import LibvirtHypervisor  # noqa: PLC0415
+            from vmstackd.hypervisor.libvirt import LibvirtHypervisor  # noqa: PLC0415 (as above)
         except ImportError as error:
             raise HypervisorUnreachable(f"{uri} needs the Python package libvirt-python: {error}") from error
         return LibvirtHypervisor(uri, options)

@@ -68,7 +68,7 @@ def boots(emulator: str, accelerator: str, timeout_s: float = TIMEOUT_S) -> bool
         command += ["-drive", f"file={disk.name},format=raw,if=ide,snapshot=on"]
         command += ["-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1"]
         try:
-            status = subprocess.run(  # noqa: S603
+            status = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
