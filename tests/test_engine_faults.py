@@ -111,7 +111,7 @@ def test_whatever_happens_levels_never_share_a_cpu_and_all_settles(seed: int) ->
             if rng.random() < 0.03:
                 hv.put(outsider(f"foreign{number}", rng.choice([1, 3]), rng.sample(range(16), 4)))
         if rng.random() < 0.5:  # killed: tasks just end where they are
-            for task in [*running, *engine._operations, engine._watching]:
+            for task in [*running, *engine._operations, *engine._tasks]:
                 if task is not None:
                     task.cancel()
             await asyncio.gather(*running, *engine._operations, return_exceptions=True)

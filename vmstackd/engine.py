@@ -7,6 +7,7 @@ own threads, for several VMs at once.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from core.allocator import plan_deploy, plan_remove, plan_withdraw, progress, refusal
 from core.cpuset import format_cpu_list
 from core.level import format_level
-from core.model import HostState, Plan, Refusal, Vm
+from core.model import HostState, Plan, Refusal, Rules, Vm
 from core.policy import Policy
 from core.status import host_status
 from vmstackd import log
@@ -25,11 +26,14 @@ from vmstackd.api.errors import (
     Denied,
     HypervisorFailed,
     Internal,
+    InvalidRequest,
     NotFound,
     Unavailable,
     VmstackError,
     refused,
 )
+from vmstackd.api.session import Degraded, VmDeployed, VmRefused, VmRemoved
+from vmstackd.feed import Feed, Subscription
 from vmstackd.host import Host, LiveVm, Phase
 from vmstackd.hypervisor.base import (
     Hypervisor,
@@ -39,13 +43,24 @@ from vmstackd.hypervisor.base import (
     VmDefinition,
     VmMissing,
 )
+from vmstackd.hypervisor.options import HypervisorOptions
 from vmstackd.watch import Watch
 
 GRACE_S = 30.0
 """Seconds for which a VM whose start was cut off keeps its CPUs, seen or not."""
 
+CONNECT_RETRY_S = 2.0
+"""Seconds between two attempts to reach a hypervisor that did not answer at the start."""
+
+NOTICE_S = 0.05
+"""Seconds for which changes are gathered before it is looked whether something has degraded."""
+
 STOP_PATIENCE = 60.0
 """Seconds that operations in progress get to end when the daemon stops."""
+
+
+_NOT_REFUSALS = frozenset({InvalidRequest.code, Denied.code, "ok", "cancelled"})
+"""Outcomes that subscribers are not told: anybody can cause them, as often as they like."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -78,28 +93,90 @@ class Engine:
         self._watch = Watch(self._host, policy, period)
         self._observer = observer
         self._operations: set[asyncio.Task[replies.Reply]] = set()
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started = asyncio.Event()
 
     # Life
 
-    async def start(self) -> None:
-        """Connect, and learn what runs. Raises HypervisorError if the hypervisor does not answer."""
+    async def start(self, *, require_hypervisor: bool = True) -> None:
+        """Connect, and learn what runs; requests that came before are answered from then on.
+
+        If the hypervisor does not answer, raises HypervisorError; or, where it is not required, serves
+        readers only, and goes on trying.
+        """
+        reachable = True
+        try:
+            await self._connect()
+        except HypervisorError as error:
+            if require_hypervisor:
+                raise
+            reachable = False
+            self._host.link_failure = str(error)
+            log.warning("hypervisor-unreachable", uri=self._host.hypervisor.uri, reason=error, note="trying again")
+        self._tasks = [
+            asyncio.create_task(self._run(reachable=reachable)),
+            asyncio.create_task(self._announce(self._host.feed.subscribe())),
+        ]
+        self._started.set()
+
+    async def _connect(self) -> None:
         await self._host.hypervisor.open(self._watch.on_event)
         try:
             await self._watch.compare(None)
-        except HypervisorError:
+        except BaseException:
             await self._host.hypervisor.close()
             raise
-        self._watching = asyncio.create_task(self._watch.run())
+
+    async def _run(self, *, reachable: bool) -> None:
+        while not reachable:
+            await asyncio.sleep(CONNECT_RETRY_S)
+            try:
+                await self._connect()
+                reachable = True
+            except HypervisorError as error:
+                if self._host.link_failure != str(error):
+                    self._host.link_failure = str(error)
+            else:
+                log.info("hypervisor-restored", uri=self._host.hypervisor.uri, vms=self.status().host.vms)
+        await self._watch.run()
+
+    async def _announce(self, subscription: Subscription) -> None:
+        """Tell subscribers whenever something else is not as it should be."""
+        before: tuple[str, ...] = ()
+        while True:
+            problems = tuple(self._degraded())
+            if problems != before:
+                before = problems
+                self._host.feed.publish(Degraded(time=time.time(), problems=problems))
+            while not (await subscription.news()).changed:
+                pass
+            await asyncio.sleep(NOTICE_S)
 
     async def stop(self) -> None:
         """Let operations in progress end, then disconnect. VMs keep running."""
         if self._operations:
             await asyncio.wait(self._operations, timeout=STOP_PATIENCE)
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._host.hypervisor.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has started and everything it does by itself is being done."""
+        return self._started.is_set() and not any(task.done() for task in self._tasks)
+
+    @property
+    def feed(self) -> Feed:
+        """What happens."""
+        return self._host.feed
+
+    def reconfigure(self, rules: Rules, policy: Policy, period: float, options: HypervisorOptions) -> None:
+        """Decide by other rules from now on. What a level has keeps its CPUs; what it then owes is degraded."""
+        self._policy = policy
+        self._host.state = msgspec.structs.replace(self._host.state, rules=rules)
+        self._watch.reconfigure(policy, period)
+        self._host.hypervisor.reconfigure(options)
 
     @property
     def state(self) -> HostState:
@@ -114,9 +191,14 @@ class Engine:
     # Requests
 
     async def handle(self, request: requests.Request, caller: Caller, request_id: str) -> replies.Reply:
-        """Answer one request, or raise a VmstackError. A change runs to its end even if the caller goes away."""
+        """Answer one request, or raise a VmstackError. A change runs to its end even if the caller goes away.
+
+        A request that comes before the start has ended waits for that.
+        """
+        if not self._started.is_set():
+            await self._started.wait()
         work = self._handle(request, caller, request_id)
-        if not isinstance(request, requests.Deploy | requests.Remove):
+        if not isinstance(request, requests.Change):
             return await work
         task = asyncio.create_task(work)
         self._operations.add(task)
@@ -149,15 +231,29 @@ class Engine:
         finally:
             seconds = asyncio.get_running_loop().time() - begin
             self._observer(Outcome(operation=operation, outcome=outcome, reason=reason, seconds=seconds))
-            if isinstance(request, requests.Deploy | requests.Remove):
+            if isinstance(request, requests.Change):
                 _log_decision(request, reply, outcome, why, caller, request_id, seconds)
+                self._publish(request, reply, outcome, why)
         return reply
 
+    def _publish(self, request: requests.Change, reply: replies.Reply | None, outcome: str, why: str) -> None:
+        now, name = time.time(), request.name
+        match reply:
+            case replies.Deployed(dry_run=False):
+                self.feed.publish(VmDeployed(time=now, name=name, level=reply.level, cpus=reply.cpus))
+            case replies.Removed(dry_run=False):
+                self.feed.publish(VmRemoved(time=now, name=name, released=reply.released))
+            case None if outcome not in _NOT_REFUSALS:
+                operation = type(request).__name__.lower()
+                self.feed.publish(VmRefused(time=now, name=name, operation=operation, code=outcome, reason=why))
+
     async def _dispatch(self, request: requests.Request, caller: Caller, operation: str) -> replies.Reply:
-        if isinstance(request, requests.Deploy | requests.Remove):
-            if caller.role < Role.OPERATOR:
+        if isinstance(request, requests.Change):
+            if caller.role < Role.OPERATOR and not (caller.grant is not None and await caller.grant(request)):
                 raise Denied(f"{caller.identity} may read but not {operation}")
             self._require_link()
+        elif caller.role < Role.READER:
+            raise Denied(f"{caller.identity} may not use vmstackd")
         match request:
             case requests.Deploy():
                 return await self._deploy(request)
@@ -205,9 +301,7 @@ class Engine:
         try:
             await self._start(plan, live, image)
         finally:
-            live.phase = Phase.RUNNING
-            host.touched.add(name)
-            host.look_again({name})
+            host.running_again(name, live)
         await host.settle(vm.level)
         return replies.Deployed(name=name, level=vm.level, cpus=host.cpus_of(vm.level))
 
@@ -255,13 +349,12 @@ class Engine:
             plan = plan_remove(host.state, name, self._policy)
             return replies.Removed(name=name, released=plan.released, dry_run=True)
         live.phase = Phase.REMOVING
+        host.feed.touch()
         try:
             await host.hand_over_record(vm.level, name)
             await self._destroy(name)
         finally:
-            live.phase = Phase.RUNNING
-            host.touched.add(name)
-            host.look_again({name})
+            host.running_again(name, live)
         plan = plan_remove(host.state, name, self._policy)
         host.state = plan.state
         del host.live[name]
@@ -370,7 +463,7 @@ class Engine:
 
 
 def _log_decision(
-    request: requests.Deploy | requests.Remove,
+    request: requests.Change,
     reply: replies.Reply | None,
     outcome: str,
     why: str,

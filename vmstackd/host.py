@@ -15,6 +15,7 @@ from core.cpuset import format_cpu_list
 from core.model import HostState
 from vmstackd import log
 from vmstackd.api.replies import UnplacedVm
+from vmstackd.feed import Feed
 from vmstackd.hypervisor.base import Hypervisor, HypervisorError, Record, VmMissing
 
 
@@ -50,12 +51,13 @@ class Host:
     """One host. Everything here happens in the event loop."""
 
     def __init__(self, state: HostState, hypervisor: Hypervisor) -> None:
-        self.state = state
+        self.feed = Feed()
+        self._state = state
+        self._link_failure = "not yet connected"
         self.hypervisor = hypervisor
         self.live: dict[str, LiveVm] = {}
         self.unplaced: Mapping[str, UnplacedVm] = {}
         self.stopped: frozenset[str] = frozenset()
-        self.link_failure = "not yet connected"
         self.losses = 0
         """How often the link was lost."""
         self.repins = 0
@@ -65,6 +67,26 @@ class Host:
         """Names to look at again in the hypervisor."""
         self.something_unclear = asyncio.Event()
         self._settling: dict[int, asyncio.Lock] = {}
+
+    @property
+    def state(self) -> HostState:
+        """What is decided now."""
+        return self._state
+
+    @state.setter
+    def state(self, state: HostState) -> None:
+        self._state = state
+        self.feed.touch()
+
+    @property
+    def link_failure(self) -> str:
+        """Why the hypervisor cannot be asked; empty while it can."""
+        return self._link_failure
+
+    @link_failure.setter
+    def link_failure(self, reason: str) -> None:
+        self._link_failure = reason
+        self.feed.touch()
 
     def cpus_of(self, level: int) -> tuple[int, ...]:
         """The subset of a level in attribution order; empty if there is none."""
@@ -79,6 +101,13 @@ class Host:
         """Have these VMs compared with the hypervisor soon."""
         self.unclear.update(names)
         self.something_unclear.set()
+
+    def running_again(self, name: str, live: LiveVm) -> None:
+        """An operation on this VM has ended, one way or another."""
+        live.phase = Phase.RUNNING
+        self.touched.add(name)
+        self.look_again({name})
+        self.feed.touch()
 
     async def settle(self, level: int) -> None:
         """Pin every running VM of a level to its subset, then free the CPUs that nothing runs on.
@@ -142,8 +171,8 @@ class Host:
             if live.pinned != frozenset(cpus):
                 failure = f"it reads back as {format_cpu_list(sorted(live.pinned))}"
         finally:
+            live.pin_failure = failure
             self.changed(name, live)
-        live.pin_failure = failure
         if failure:
             log.warning("pin-failed", vm=name, cpus=format_cpu_list(cpus), reason=failure)
 
@@ -151,6 +180,7 @@ class Host:
         """A call that was counted in live.changes has ended."""
         live.changes -= 1
         self.touched.add(name)
+        self.feed.touch()
         if name in self.unclear:
             self.something_unclear.set()
 

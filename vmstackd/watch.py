@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 
 from core.cpuset import format_cpu_list
@@ -10,6 +11,7 @@ from core.level import format_level
 from core.policy import Policy
 from vmstackd import log
 from vmstackd.api.replies import UnplacedVm
+from vmstackd.api.session import VmAdopted, VmGone
 from vmstackd.host import Host, LiveVm, Phase
 from vmstackd.hypervisor.base import HypervisorError, HypervisorEvent, ObservedVm
 from vmstackd.reconcile import Reconciliation, reconcile
@@ -27,6 +29,10 @@ class Watch:
         self._period = period
         self._everything = False
         self._running = asyncio.Lock()
+
+    def reconfigure(self, policy: Policy, period: float) -> None:
+        """Use these from now on."""
+        self._policy, self._period = policy, period
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -112,7 +118,8 @@ class Watch:
                     live.pin_failure = ""
         if result.gone and result.unplaced:
             host.look_again(result.unplaced)
-        _log_changes(host, result, unplaced_before)
+        host.feed.touch()
+        _tell(host, result, unplaced_before)
 
     def _look_at_everything(self) -> None:
         self._everything = True
@@ -146,18 +153,22 @@ class Watch:
             self._look_at_everything()
 
 
-def _log_changes(host: Host, result: Reconciliation, unplaced_before: Mapping[str, UnplacedVm]) -> None:
+def _tell(host: Host, result: Reconciliation, unplaced_before: Mapping[str, UnplacedVm]) -> None:
     adopted = {vm.name for vm in result.adopted}
     for name in result.gone:
         log.info("resized" if name in adopted else "gone", vm=name)
+        if name not in adopted:
+            host.feed.publish(VmGone(time=time.time(), name=name))
     for vm in result.adopted:
+        cpus = host.cpus_of(vm.level)
+        host.feed.publish(VmAdopted(time=time.time(), name=vm.name, level=vm.level, cpus=cpus))
         log.info(
             "adopted",
             vm=vm.name,
             vcpus=vm.vcpus,
             memory_mib=vm.memory_mib,
             level=format_level(vm.level),
-            cpus=format_cpu_list(host.cpus_of(vm.level)),
+            cpus=format_cpu_list(cpus),
         )
     for name, unplaced in result.unplaced.items():
         if name not in unplaced_before:

@@ -68,6 +68,12 @@ class Unavailable(VmstackError):
     code, http_status, exit_code, retryable = "Unavailable", 503, 6, True
 
 
+class DeadlineExceeded(VmstackError):
+    """The caller's deadline has passed. A change that has begun runs to its end all the same."""
+
+    code, http_status, exit_code, retryable = "DeadlineExceeded", 504, 6, True
+
+
 class Internal(VmstackError):
     """A mistake of ours; details are in the journal only."""
 
@@ -82,6 +88,7 @@ ERRORS: tuple[type[VmstackError], ...] = (
     NoCapacity,
     HypervisorFailed,
     Unavailable,
+    DeadlineExceeded,
     Internal,
 )
 

@@ -68,6 +68,8 @@ class Topology(_Request, frozen=True, tag="topology"):
 
 
 Request = Deploy | Remove | Progress | Status | List | Describe | Topology
+Change = Deploy | Remove
+"""Those that change something; all others only read."""
 
 
 def check(request: Request) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from core.model import Vm
+from vmstackd.hypervisor.options import HypervisorOptions
 
 
 class HypervisorError(Exception):
@@ -90,6 +91,9 @@ class Hypervisor(Protocol):
 
     async def close(self) -> None:
         """Disconnect; VMs keep running. No event afterwards."""
+
+    def reconfigure(self, options: HypervisorOptions) -> None:
+        """Use these options for new VMs from now on; the number of workers stays."""
 
     async def check_image(self, image: str) -> str:
         """The path to use for a disk image, links resolved. Raises api.errors.InvalidRequest."""

@@ -110,6 +110,10 @@ class LibvirtHypervisor:
             await asyncio.gather(self._kvm, return_exceptions=True)
         await self._link.close()
 
+    def reconfigure(self, options: HypervisorOptions) -> None:
+        """As in base."""
+        self._options = options
+
     async def check_image(self, image: str) -> str:
         """As in base: a regular file inside one of options.image_roots."""
         return await asyncio.to_thread(resolve_image, image, self._options.image_roots)

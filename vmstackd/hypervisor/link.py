@@ -63,7 +63,8 @@ class Link(Generic[C]):
         self._reconnecting: asyncio.Task[None] | None = None
 
     async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
-        """Raises HypervisorError if the first connection fails."""
+        """Raises HypervisorError if the first connection fails; it can then be tried again."""
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
         self._workers = Workers(self._worker_count, "hypervisor", self._drop)

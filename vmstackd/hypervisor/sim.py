@@ -17,6 +17,7 @@ from vmstackd.hypervisor.base import (
     VmDefinition,
     VmMissing,
 )
+from vmstackd.hypervisor.options import HypervisorOptions
 
 
 class SimHypervisor:
@@ -34,6 +35,9 @@ class SimHypervisor:
     async def close(self) -> None:
         """As in base."""
         self._on_event = None
+
+    def reconfigure(self, options: HypervisorOptions) -> None:
+        """As in base: nothing here depends on them."""
 
     async def check_image(self, image: str) -> str:
         """Any absolute path will do: nothing is ever read from it."""

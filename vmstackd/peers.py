@@ -1,0 +1,120 @@
+"""Which user of this machine is at the other end of a connection, and what that user may do.
+
+Everybody in group ``vmstack`` may read. Root, the user that runs us and everybody in group ``vmstack-admin``
+may change things too.
+"""
+
+from __future__ import annotations
+
+import grp
+import ipaddress
+import os
+import pwd
+import socket
+import struct
+from pathlib import Path
+
+import msgspec
+
+from vmstackd.api.caller import Role
+
+READERS, OPERATORS = "vmstack", "vmstack-admin"
+"""Groups."""
+
+_SO_PEERGROUPS = 59
+"""Of asm-generic/socket.h; the socket module does not have it."""
+_MOST_GROUPS = 65536
+"""The kernel's NGROUPS_MAX."""
+_CREDENTIALS = struct.Struct("3i")
+_ESTABLISHED = "01"
+"""A state in the kernel's tables of TCP connections."""
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """A process of this machine. pid: 0 if it cannot be seen from here. gids: all of its groups."""
+
+    pid: int
+    uid: int
+    gids: frozenset[int]
+
+    @property
+    def user(self) -> str:
+        """The name of its user, or the number if there is no name."""
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return str(self.uid)
+
+
+def unix_peer(connection: socket.socket) -> Peer:
+    """Who has connected to a Unix socket: as the kernel noted at that moment. Raises OSError."""
+    pid, uid, gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
+    return Peer(pid=pid, uid=uid, gids=frozenset((gid, *memoryview(groups).cast("I"))))
+
+
+def user_peer(uid: int) -> Peer:
+    """A process of which only the user is known: it has the groups that the user database tells."""
+    try:
+        entry = pwd.getpwuid(uid)
+        gids = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    except KeyError:
+        gids = []
+    return Peer(pid=0, uid=uid, gids=frozenset(gids))
+
+
+def tcp_peer_uid(connection: socket.socket) -> int | None:
+    """The user at the other end of a TCP connection within this machine (and network namespace).
+
+    None if the other end is elsewhere or has closed already. The kernel's table of connections has
+    this one twice, once for each end, with the user of that end.
+    """
+    try:
+        ends = _spellings(connection.getpeername()), _spellings(connection.getsockname())
+    except OSError:
+        return None
+    wanted = set(zip(*ends, strict=False))
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text(encoding="ascii").splitlines()[1:]:
+            fields = line.split()
+            # One that its process has closed belongs to root in the table, whoever it was.
+            if (fields[1], fields[2]) in wanted and fields[3] == _ESTABLISHED and fields[9] != "0":
+                return int(fields[7])
+    return None
+
+
+def is_local(connection: socket.socket) -> bool:
+    """Whether the other end of a TCP connection has a loopback address, or the very address that was called."""
+    try:
+        theirs, ours = connection.getpeername()[0], connection.getsockname()[0]
+    except OSError:
+        return False
+    return theirs == ours or _plain(theirs).is_loopback
+
+
+def _plain(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def _spellings(end: tuple[str, int]) -> list[str]:
+    """How the kernel's tables spell an address with its port: for IPv4, in either of them."""
+    address = _plain(end[0])
+    forms = [address.packed]
+    if isinstance(address, ipaddress.IPv4Address):
+        forms.append(ipaddress.IPv6Address(f"::ffff:{address}").packed)
+    return ["".join(f"{word:08X}" for (word,) in struct.iter_unpack("=I", form)) + f":{end[1]:04X}" for form in forms]
+
+
+def role_of(peer: Peer) -> Role:
+    """What this peer may do."""
+    if peer.uid in (0, os.geteuid()) or _gid(OPERATORS) in peer.gids:
+        return Role.OPERATOR
+    return Role.READER if _gid(READERS) in peer.gids else Role.NOBODY
+
+
+def _gid(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None
