@@ -6,6 +6,7 @@ may change things too.
 
 from __future__ import annotations
 
+import errno
 import grp
 import ipaddress
 import os
@@ -23,8 +24,8 @@ READERS, OPERATORS = "vmstack", "vmstack-admin"
 
 _SO_PEERGROUPS = 59
 """Of asm-generic/socket.h; the socket module does not have it."""
-_MOST_GROUPS = 65536
-"""The kernel's NGROUPS_MAX."""
+_MOST_BYTES = 1024
+"""That the socket module takes of an option."""
 _CREDENTIALS = struct.Struct("3i")
 _ESTABLISHED = "01"
 """A state in the kernel's tables of TCP connections."""
@@ -49,7 +50,12 @@ class Peer(msgspec.Struct, frozen=True):
 def unix_peer(connection: socket.socket) -> Peer:
     """Who has connected to a Unix socket: as the kernel noted at that moment. Raises OSError."""
     pid, uid, gid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
+    try:
+        groups = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_BYTES)
+    except OSError as error:
+        if error.errno != errno.ERANGE:  # not just a process of very many groups
+            raise
+        return msgspec.structs.replace(user_peer(uid), pid=pid)
     return Peer(pid=pid, uid=uid, gids=frozenset((gid, *memoryview(groups).cast("I"))))
 
 
