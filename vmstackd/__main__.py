@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,7 +43,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {log.one_line(message)}; {self.prog} -h shows what there is\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The daemon's own flags, then those of the table of settings."""
     parser = _Parser(
         prog="vmstackd",
         description="Places VMs of several oversubscription levels into disjoint sets of this host's CPUs.",
@@ -62,16 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dump-topology", action="store_true", help="write the topology as JSON, then exit")
     parser.add_argument("--load", metavar="FILE", help="the same as --topology FILE for a topology")
     for row in SETTINGS:
-        default = format_cpu_list(row.default) if row.key == "exclude_cpus" else row.default
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        text = row.help.replace("%", "%%") + (f" (default: {shown})" if shown not in ("", {}) else "")
+        text = row.help.replace("%", "%%") + (f" (default: {row.shown_default})" if row.shown_default else "")
         parser.add_argument(row.flag, dest=row.key, metavar=row.metavar, help=text)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit code."""
-    parser = _parser()
+    parser = command_line()
     given = parser.parse_args(arguments)
     flags = {row.key: value for row in SETTINGS if (value := getattr(given, row.key)) is not None}
     if given.load is not None:
@@ -79,23 +78,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--load FILE and --topology both name a topology; give one of them")
         _refuse_trace(parser, given.load)
         flags["topology"] = f"file:{given.load}"
+    environment = dict(os.environ)
+
+    def read_settings() -> Settings:
+        return load_settings(flags, environment, given.env_file, given.config)
+
     try:
-        settings = load_settings(flags, os.environ, given.env_file, given.config)
+        settings = read_settings()
         if given.dump_topology:
             return _print(dump_topology(app.host_state(settings).topology))
         if given.check_config:
             return _check(settings)
-        return _serve(settings)
+        return _serve(settings, read_settings)
     except SettingsError as error:
         return _fail(error, EXIT_CONFIG)
     except HypervisorError as error:
         return _fail(error, app.EXIT_UNAVAILABLE)
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     log.set_up(debug=settings.debug > 0)
     try:
-        return asyncio.run(app.run(settings))
+        return asyncio.run(app.run(settings, read_settings))
     except KeyboardInterrupt:  # before app.run took over the signals: nothing has been started
         return app.EXIT_DONE
 

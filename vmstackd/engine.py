@@ -95,6 +95,7 @@ class Engine:
         self._operations: set[asyncio.Task[replies.Reply]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._started = asyncio.Event()
+        self._stopping = False
 
     # Life
 
@@ -154,6 +155,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Let operations in progress end, then disconnect. VMs keep running."""
+        self._stopping = True
         if self._operations:
             await asyncio.wait(self._operations, timeout=STOP_PATIENCE)
         for task in self._tasks:
@@ -271,6 +273,8 @@ class Engine:
                 return self._topology()
 
     def _require_link(self) -> None:
+        if self._stopping:
+            raise Unavailable("vmstackd is stopping; try again in a moment")
         if self._host.link_failure:
             raise Unavailable(
                 f"the hypervisor {self._host.hypervisor.uri} is unreachable, so nothing can be changed now: "

@@ -30,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one daemon runs with. Each field is a row of SETTINGS."""
 
     hypervisor: str
+    require_hypervisor: bool
     topology: str
     exclude_cpus: tuple[int, ...]
     reserved_memory: int
@@ -37,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     critical_size: int
     critical_sizes: Mapping[int, int]
     period: float
+    dbus: str
+    socket: str
     http_host: str
     http_port: int
     http_names: tuple[str, ...]
@@ -51,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Setting(msgspec.Struct, frozen=True):
     """One row. read: from a text or a TOML value to the field's value, raising ValueError with what is
-    allowed. legacy: the prototype's name in an env file.
+    allowed. legacy: the prototype's name in an env file. reload: whether SIGHUP can change it.
     """
 
     key: str
@@ -60,11 +63,25 @@ class Setting(msgspec.Struct, frozen=True):
     metavar: str
     help: str
     legacy: str = ""
+    reload: bool = False
 
     @property
     def flag(self) -> str:
         """The command-line option."""
         return "--" + self.key.replace("_", "-")
+
+    @property
+    def shown_default(self) -> str:
+        """The default as people write it; empty where nothing is set."""
+        match self.default:
+            case bool():
+                return "yes" if self.default else "no"
+            case tuple():
+                return ",".join(map(str, self.default))
+            case dict():
+                return ""
+            case _:
+                return str(self.default)
 
     @property
     def variable(self) -> str:
@@ -98,6 +115,13 @@ def _text(allowed: str, pattern: str) -> Callable[[Any], str]:
         return value
 
     return read
+
+
+def _yes_or_no(value: object) -> bool:
+    known = {True: True, False: False, "yes": True, "no": False}
+    if not isinstance(value, bool | str) or value not in known:
+        raise ValueError("yes or no (in TOML: true or false)")
+    return known[value]
 
 
 def _one_of(*names: str) -> Callable[[Any], str]:
@@ -161,6 +185,13 @@ SETTINGS: tuple[Setting, ...] = (
         "QEMU_URL",
     ),
     Setting(
+        "require_hypervisor",
+        True,
+        _yes_or_no,
+        "YES|NO",
+        "end if the hypervisor does not answer at the start; no: serve readers and go on trying",
+    ),
+    Setting(
         "topology",
         "sysfs",
         _text("sysfs, a file, or synthetic:KEY=N,...", r".+"),
@@ -169,7 +200,14 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("exclude_cpus", (), _cpus, "LIST", "CPUs that VMs must not use, such as 0-1,64-65", "TOPO_EXCLUDE"),
     Setting("reserved_memory", 0, _whole(0, 1 << 30), "MIB", "memory that is not for VMs, in MiB"),
-    Setting("policy", DEFAULT_POLICY, _one_of(*POLICIES), "NAME", "how CPUs are chosen: " + ", ".join(POLICIES)),
+    Setting(
+        "policy",
+        DEFAULT_POLICY,
+        _one_of(*POLICIES),
+        "NAME",
+        "how CPUs are chosen: " + ", ".join(POLICIES),
+        reload=True,
+    ),
     Setting(
         "critical_size",
         6,
@@ -177,9 +215,41 @@ SETTINGS: tuple[Setting, ...] = (
         "VMS",
         "VMs from which on a subset is oversubscribed; 0 = always",
         "OVSB_CRITICAL_SIZE",
+        reload=True,
     ),
-    Setting("critical_sizes", {}, _critical_sizes, "LEVEL=VMS,...", "exceptions to --critical-size by level"),
-    Setting("period", 15.0, _seconds, "SECONDS", "time between two comparisons with the hypervisor", "SCL_DELAY"),
+    Setting(
+        "critical_sizes",
+        {},
+        _critical_sizes,
+        "LEVEL=VMS,...",
+        "exceptions to --critical-size by level",
+        reload=True,
+    ),
+    Setting(
+        "period",
+        15.0,
+        _seconds,
+        "SECONDS",
+        "time between two comparisons with the hypervisor",
+        "SCL_DELAY",
+        reload=True,
+    ),
+    Setting(
+        "dbus",
+        "system",
+        _text(
+            "system, session, none, or a D-Bus address such as unix:path=/run/bus", r"system|session|none|[a-z]+:\S+"
+        ),
+        "BUS",
+        "the D-Bus to be on: system, session, none, or an address",
+    ),
+    Setting(
+        "socket",
+        "/run/vmstack/vmstackd.sock",
+        _text("an absolute path, or none", r"none|/.+"),
+        "PATH",
+        "Unix socket for vmstackctl and other msgpack-RPC clients, or none",
+    ),
     Setting(
         "http_host",
         "127.0.0.1",
@@ -195,6 +265,7 @@ SETTINGS: tuple[Setting, ...] = (
         _names("a comma separated list of host names", r"[A-Za-z0-9.:_-]+"),
         "NAMES",
         "further host names that HTTP requests may be addressed to",
+        reload=True,
     ),
     Setting(
         "image_roots",
@@ -202,9 +273,16 @@ SETTINGS: tuple[Setting, ...] = (
         _names("a comma separated list of absolute folders", r"/.*"),
         "FOLDERS",
         "folders that disk images may be in",
+        reload=True,
     ),
     Setting(
-        "machine", "q35", _text("a QEMU machine type", r"[A-Za-z0-9._-]+"), "TYPE", "QEMU machine type", "QEMU_MACHINE"
+        "machine",
+        "q35",
+        _text("a QEMU machine type", r"[A-Za-z0-9._-]+"),
+        "TYPE",
+        "QEMU machine type",
+        "QEMU_MACHINE",
+        reload=True,
     ),
     Setting(
         "emulator",
@@ -220,6 +298,7 @@ SETTINGS: tuple[Setting, ...] = (
         _text("bridge:NAME, network:NAME, or nothing", r"((bridge|network):[A-Za-z0-9._-]+)?"),
         "KIND:NAME",
         "network of new VMs, as bridge:br0 or network:default; none if not given",
+        reload=True,
     ),
     Setting(
         "virt_type",
@@ -229,7 +308,7 @@ SETTINGS: tuple[Setting, ...] = (
         "kvm, qemu (emulated), or auto: kvm where a guest really runs with it",
     ),
     Setting("workers", 4, _whole(1, 64), "N", "libvirt calls that may run at the same time"),
-    Setting("debug", 0, _whole(0, 9), "N", "more in the log if above 0"),
+    Setting("debug", 0, _whole(0, 9), "N", "more in the log if above 0", reload=True),
 )
 """The table."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import logging
@@ -16,7 +17,7 @@ from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from core.level import UNIT, format_level
-from vmstackd import log
+from vmstackd import log, peers
 from vmstackd.api import replies, requests
 from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import Denied, Internal, InvalidRequest, NoCapacity, NotFound, VmstackError
@@ -83,9 +84,13 @@ class HttpTransport:
         self._engine = engine
         self._metrics = metrics
         self._listener = listener
-        self._names = frozenset(name.lower() for name in (*_LOOPBACK_NAMES, *names))
+        self.rename(names)
         self._numbers = itertools.count(1)
         self._runner: web.AppRunner | None = None
+
+    def rename(self, names: Iterable[str]) -> None:
+        """Use these names, beside the loopback ones, from now on."""
+        self._names = frozenset(name.lower() for name in (*_LOOPBACK_NAMES, *names))
 
     @property
     def address(self) -> str:
@@ -172,8 +177,7 @@ class HttpTransport:
             raise Denied("requests that a browser sends from another site are refused")
 
     async def _ask(self, http: web.Request, request: requests.Request, answer: type[_R]) -> _R:
-        # As with the prototype, whoever reaches the port may change things; hence loopback by default.
-        caller = Caller(transport="http", identity=http.remote or "unknown", role=Role.OPERATOR)
+        caller = await _caller(http, request)
         call = _CALL.get()
         call.asked = True
         try:
@@ -237,6 +241,27 @@ class HttpTransport:
             {"healthy": healthy, "hypervisor": status.hypervisor, "degraded": list(status.degraded)},
             status=200 if healthy else 503,
         )
+
+
+async def _caller(http: web.Request, request: requests.Request) -> Caller:
+    """Who calls. Everybody who reaches the port may read.
+
+    Of this machine's users only those may change things who may over the other transports too. Callers from
+    elsewhere cannot be told apart: whoever lets them in (http_host) lets them change things.
+    """
+    identity = http.remote or "unknown"
+    if not isinstance(request, requests.Change):
+        return Caller(transport="http", identity=identity, role=Role.READER)
+    connection = http.transport.get_extra_info("socket") if http.transport is not None else None
+    if connection is None:  # it has hung up
+        return Caller(transport="http", identity=identity, role=Role.READER)
+    uid = await asyncio.to_thread(peers.tcp_peer_uid, connection)
+    if uid is None:
+        role = Role.READER if peers.is_local(connection) else Role.OPERATOR
+        return Caller(transport="http", identity=identity, role=role)
+    peer = peers.user_peer(uid)
+    role = max(Role.READER, peers.role_of(peer))
+    return Caller(transport="http", identity=f"{peer.user}@{identity}", role=role)
 
 
 def legacy_status(reply: replies.StatusReply) -> dict[str, Any]:
