@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import io
 import socket
@@ -54,6 +55,17 @@ class Endpoint:
             return await asyncio.wait_for(reader.read(), PATIENCE)
         finally:
             writer.close()
+
+    async def raw_until_cut(self, data: bytes) -> bytes:
+        """Send bytes, and read until the connection ends, in whatever way."""
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            writer.write(data)
+            while part := await asyncio.wait_for(reader.read(65536), PATIENCE):
+                received += part
+        writer.close()
+        return received
 
 
 class _Received:

@@ -24,9 +24,13 @@ from vmstackd.api.errors import Denied, Internal, InvalidRequest, NoCapacity, No
 from vmstackd.engine import Engine
 from vmstackd.metrics import CONTENT_TYPE, Metrics
 from vmstackd.transports import http_values
+from vmstackd.transports.http_connections import Connections
 
 WELCOME = "Scheduler is working and waiting for instructions"
 MAX_FORM_BYTES = 16 * 1024
+FORM_PATIENCE_S = 10.0
+"""Seconds in which a form that is posted must have come."""
+BACKLOG = 512
 
 _EXAMPLES = {
     "/deploy": "/deploy?name=example&cpu=1&mem=1&oc=1.0&qcow2=/var/lib/libvirt/images/volume.qcow2",
@@ -68,7 +72,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     except UnicodeError as error:
         raise OSError(errno.EINVAL, f"not a host name: {error}") from error
-    return socket.create_server((host, port), family=family, backlog=128)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 class HttpTransport:
@@ -117,11 +121,19 @@ class HttpTransport:
             app, access_log=None, logger=_aiohttp_log, handle_signals=False, shutdown_timeout=5.0
         )
         await self._runner.setup()
-        await web.SockSite(self._runner, self._listener).start()
+        server = self._runner.server
+        if server is None:
+            raise TypeError("a runner that is set up has a server")
+        loop = asyncio.get_running_loop()
+        self._connections = Connections(server)
+        self._accepting = await loop.create_server(self._connections.admit, sock=self._listener, backlog=BACKLOG)
+        self._watching = loop.create_task(self._connections.watch())
 
     async def stop(self) -> None:
         """Stop listening; requests in progress get a moment to end."""
         if self._runner is not None:
+            self._accepting.close()
+            self._watching.cancel()
             await self._runner.cleanup()
 
     @web.middleware
@@ -129,7 +141,11 @@ class HttpTransport:
         given = request.headers.get("X-Request-Id", "")
         call = _Call(given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else f"http-{next(self._numbers)}")
         _CALL.set(call)
-        response = await self._answer(request, handler, call)
+        self._connections.begins(request.protocol)
+        try:
+            response = await self._answer(request, handler, call)
+        finally:
+            self._connections.ends(request.protocol)
         response.headers["X-Request-Id"] = call.request_id
         return response
 
@@ -362,7 +378,10 @@ async def _form(http: web.Request) -> str:
         given = http.headers.get("Content-Type", "no Content-Type")
         raise InvalidRequest(f"a body must be a form in UTF-8 ({_FORM}), not {given[:80]!r}", field="Content-Type")
     try:
-        return (await http.read()).decode("utf-8").strip()
+        async with asyncio.timeout(FORM_PATIENCE_S):
+            return (await http.read()).decode("utf-8").strip()
+    except TimeoutError as error:
+        raise InvalidRequest("the form did not come in time", field="body") from error
     except UnicodeDecodeError as error:
         raise InvalidRequest("the form is not UTF-8", field="body") from error
     except web.RequestPayloadError as error:
