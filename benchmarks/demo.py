@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from benchmarks.cpu_map import CpuMap
+from vmstackctl.cpu_map import CpuMap
 from vmstackd import app
 from vmstackd.api import replies, requests
 from vmstackd.api.caller import Caller, Role

@@ -69,7 +69,8 @@ class _Daemon:
         state = self._state
         say("Starting vmstackd: real VMs on this machine, through libvirt's embedded QEMU driver; no libvirtd is used")
         command = [sys.executable, "-m", "vmstackd", "--config", os.devnull, "--hypervisor", state.uri]
-        command += ["--image-roots", str(state.images), *self._options]
+        command += ["--socket", str(state.socket), "--dbus", "none", "--image-roots", str(state.images)]
+        command += self._options
         # libvirt's own log is not for the terminal, and only errors: it warns that QEMU runs as root, for
         # example. The processes that it forks log to stderr whatever is said about outputs.
         libvirt_log = {"LIBVIRT_DEBUG": "error", "LIBVIRT_LOG_OUTPUTS": f"4:file:{state.path}/libvirt.log"}
@@ -131,6 +132,7 @@ class _Daemon:
         say("Ready. Ctrl-C ends vmstackd, not its VMs. Try in another terminal:")
         sys.stderr.write(f"      curl '{url}/deploy?name=hello&cpu=1&mem=0.125&oc=1.0&qcow2={image}'\n")
         sys.stderr.write(f"      curl {url}/status\n")
+        sys.stderr.write(f"      .venv/bin/vmstackctl --socket {self._state.socket} status\n")
         sys.stderr.flush()
 
     def _make(self, target: str) -> str:

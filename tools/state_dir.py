@@ -41,6 +41,11 @@ class StateDir:
         return self.path / "images"
 
     @property
+    def socket(self) -> Path:
+        """Where vmstackctl finds the daemon."""
+        return self.path / "vmstackd.sock"
+
+    @property
     def libvirt(self) -> Path:
         """The root of libvirt's embedded driver."""
         return self.path / "libvirt"

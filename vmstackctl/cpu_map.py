@@ -13,24 +13,29 @@ from rich.table import Table
 from rich.text import Text
 
 from core.cpuset import format_cpu_list
-from core.level import UNIT, format_level
+from core.level import UNIT, LevelError, format_level, parse_level
 from core.status import LevelStatus
 from core.topology import NO_CACHE
+from vmstackctl.values import MIB_PER_GIB, memory, number, printable, ratio
 from vmstackd.api.replies import CpuReply, StatusReply, TopologyReply
 
 _COLOURS = ("green", "yellow", "magenta", "cyan", "blue", "red")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _FREE, _HELD = "free", "held"
-_LABEL = 15
-_GAP = 2
+_LABEL = 16
+_GAP = 3
 """Columns before each row for the CPUs in it, and between two groups."""
+_LONGEST_BAR = 60
+
+_Core = list[CpuReply]
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """How a CPU in some use is drawn."""
+    """How a CPU in some use is drawn; colour is that of its level."""
 
     symbol: str
     style: str
+    colour: str
 
 
 def marks(levels: Iterable[int]) -> dict[str, Mark]:
@@ -38,50 +43,115 @@ def marks(levels: Iterable[int]) -> dict[str, Mark]:
 
     A whole level up to 9 is its digit; others are letters, beginning again after the last.
     """
-    found = {_FREE: Mark(".", "dim"), _HELD: Mark("#", "bold red")}
+    found = {_FREE: Mark(".", "dim", "dim"), _HELD: Mark("#", "bold red", "bold red")}
     others = 0
     for index, level in enumerate(sorted(levels)):
-        style = f"bold black on {_COLOURS[index % len(_COLOURS)]}"
+        colour = _COLOURS[index % len(_COLOURS)]
         if level % UNIT == 0 and level < 10 * UNIT:
             symbol = str(level // UNIT)
         else:
             symbol = _LETTERS[others % len(_LETTERS)]
             others += 1
-        found[format_level(level)] = Mark(symbol, style)
+        found[format_level(level)] = Mark(symbol, f"bold black on {colour}", colour)
     return found
 
 
 class CpuMap:
-    """The map with its legend, to be printed by rich. It fits 80 columns; wider consoles make it shorter."""
+    """The host at a glance, to be printed by rich: figures, map, legend.
 
-    def __init__(self, topology: TopologyReply, status: StatusReply) -> None:
+    It fits 80 columns; wider consoles make it shorter. host: its name. width: of the map, where the
+    console has no end, such as a pipe.
+    """
+
+    def __init__(
+        self, topology: TopologyReply, status: StatusReply, *, host: str = "", width: int | None = None
+    ) -> None:
         self._topology = topology
         self._status = status
+        self._host = host
+        self._width = width
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         """As rich asks for."""
-        look = marks(level.level for level in self._status.host.levels)
+        width = min(options.max_width, self._width or options.max_width)
+        look = marks(_levels(self._topology, self._status))
         places = [(place, cpus, _groups(self._topology, cpus)) for place, cpus in _places(self._topology.cpus)]
-        yield _title(self._topology, self._status)
+        per_row = _per_row([group for _, _, groups in places for group in groups], width - _LABEL - _GAP)
+        yield _title(self._topology, self._status, self._host)
+        yield _bars(self._topology, self._status, look, width, ascii_only=options.ascii_only)
         for place, cpus, groups in places:
             yield Text()
             yield _heading(place, cpus)
-            yield _grid(groups, _per_row([group for _, _, groups in places for group in groups], options), look)
+            yield _grid(groups, per_row, width - _LABEL - _GAP, look)
         yield Text()
         yield _legend(self._status, look)
         yield Text()
+        if self._status.stopped:
+            yield Text("shut off: " + ", ".join(printable(name) for name in self._status.stopped))
         yield _key(self._topology)
 
 
-def _title(topology: TopologyReply, status: StatusReply) -> Text:
-    host = status.host
-    unused = topology.host_cpus - len(topology.cpus)
-    text = Text.assemble((topology.name, "bold"), f": {host.cpus} CPUs")
-    if unused:
-        text.append(f" ({unused} more not for VMs)")
-    text.append(f", {host.vms} VMs, {host.allocated_mib // 1024} of {host.memory_mib // 1024} GiB sold")
+def _levels(topology: TopologyReply, status: StatusReply) -> set[int]:
+    """Those of both answers: a level may come or go between the two."""
+    found = {level.level for level in status.host.levels}
+    for use in {cpu.use for cpu in topology.cpus} - {_FREE, _HELD}:
+        try:
+            found.add(parse_level(use))
+        except LevelError:  # a use that a newer daemon knows; drawn as unknown
+            continue
+    return found
+
+
+def _title(topology: TopologyReply, status: StatusReply, host: str) -> Text:
+    names = " ".join(dict.fromkeys(printable(name) for name in (host, topology.name) if name))
+    text = Text.assemble((names, "bold"), f"  {len(topology.cpus)} CPUs, {memory(topology.memory_mib)}, ")
+    text.append(f"{status.host.vms} VM{'' if status.host.vms == 1 else 's'}, hypervisor ")
+    text.append(printable(status.hypervisor), "green" if status.hypervisor == "up" else "bold red")
     for problem in status.degraded:
-        text.append(f"\n{problem}", "bold red")
+        text.append("\n! ", "bold red")
+        text.append(printable(problem), "red")
+    return text
+
+
+def _bars(
+    topology: TopologyReply, status: StatusReply, look: Mapping[str, Mark], width: int, *, ascii_only: bool
+) -> Table:
+    """How much of the CPUs and of the memory is taken; that of the CPUs in the colours of their levels."""
+    host = status.host
+    counts = {use: sum(cpu.use == use for cpu in topology.cpus) for use in look}
+    total = len(topology.cpus)
+    free = counts.pop(_FREE)
+    cpus = f"{total - free} of {total} taken, {free} free"
+    if unused := topology.host_cpus - total:
+        cpus += f" ({unused} more not for VMs)"
+    sold = f"{_gib(host.allocated_mib)} of {_gib(host.memory_mib)} GiB sold, {_gib(host.free_mib)} GiB free"
+    bar = max(8, min(_LONGEST_BAR, width - len("memory") - 2 * _GAP - max(len(cpus), len(sold))))
+    levels = sorted(counts, key=lambda use: list(look).index(use))
+    pieces = [(counts[use] / total if total else 0, look[use].colour) for use in levels]
+    share = host.allocated_mib / host.memory_mib if host.memory_mib else 0
+    table = Table.grid(padding=(0, _GAP, 0, 0))
+    table.add_row("CPUs", _bar(pieces, bar, ascii_only=ascii_only), cpus)
+    table.add_row("memory", _bar([(share, "bold")], bar, ascii_only=ascii_only), sold)
+    return table
+
+
+def _gib(mib: int) -> str:
+    return f"{mib / MIB_PER_GIB:.1f}".removesuffix(".0")
+
+
+def _bar(pieces: Iterable[tuple[float, str]], width: int, *, ascii_only: bool) -> Text:
+    """A bar of so many shares of the whole, each with its style; the rest is empty."""
+    taken, rest = ("=", "-") if ascii_only else ("━", "─")
+    text = Text()
+    begin = 0.0
+    for share, style in pieces:
+        columns = round((begin + share) * width) - round(begin * width)
+        if share and not columns and begin + share < 1:  # little is not nothing
+            columns = 1
+        columns = min(columns, width - text.cell_len)
+        text.append(taken * columns, style)
+        begin += share
+    text.append(rest * (width - text.cell_len), "dim")
     return text
 
 
@@ -98,49 +168,78 @@ def _heading(place: tuple[int, int], cpus: Sequence[CpuReply]) -> Text:
     )
 
 
-def _groups(topology: TopologyReply, cpus: Sequence[CpuReply]) -> list[list[CpuReply]]:
-    """The CPUs that share an outermost cache."""
+def _groups(topology: TopologyReply, cpus: Sequence[CpuReply]) -> list[list[_Core]]:
+    """The cores that share an outermost cache."""
     groups: dict[tuple[int, int], list[CpuReply]] = {}
     for cpu in cpus:
-        groups.setdefault(_outermost_cache(topology, cpu), []).append(cpu)
-    return list(groups.values())
+        groups.setdefault(outermost_cache(topology, cpu), []).append(cpu)
+    return [_cores(group) for group in groups.values()]
 
 
-def _per_row(groups: Sequence[Sequence[CpuReply]], options: ConsoleOptions) -> int:
-    """How many groups fit into a row: 1, 2, 4, ..., so that rows end where sockets and dies tend to."""
+def _per_row(groups: Sequence[Sequence[_Core]], room: int) -> int:
+    """How many groups fit into a row: 1, 2, 4, ..., so that rows end where sockets and dies tend to.
+
+    0 if a group is wider than a row.
+    """
     widest = max((_drawn(group, {}).cell_len for group in groups), default=1)
+    if widest > room:
+        return 0
     count = 1
-    while count < len(groups) and _LABEL + 2 * count * (_GAP + widest) <= options.max_width:
+    while count < len(groups) and 2 * count * (_GAP + widest) - _GAP <= room:
         count *= 2
     return count
 
 
-def _grid(groups: Sequence[Sequence[CpuReply]], per_row: int, look: Mapping[str, Mark]) -> Table:
-    """Rows of groups, the CPUs of each row named before it."""
+def _grid(groups: Sequence[list[_Core]], per_row: int, room: int, look: Mapping[str, Mark]) -> Table:
+    """Rows of groups, the CPUs of each row named before it; a group that is too wide takes several rows."""
+    rows: list[Sequence[list[_Core]]] = []
+    if per_row:
+        rows += [groups[start : start + per_row] for start in range(0, len(groups), per_row)]
+    else:
+        for number_of_group, group in enumerate(groups):
+            if number_of_group:
+                rows.append(())
+            rows += [[piece] for piece in _pieces(group, room)]
     table = Table.grid(padding=(0, _GAP, 0, 0))
     table.add_column(style="dim", width=_LABEL, no_wrap=True)
-    for _ in range(per_row):
+    for _ in range(max(1, per_row)):
         table.add_column(no_wrap=True)
-    for start in range(0, len(groups), per_row):
-        row = groups[start : start + per_row]
-        label = format_cpu_list(sorted(cpu.id for group in row for cpu in group))
-        table.add_row(label, *(_drawn(group, look) for group in row))
+    for row in rows:
+        cpus = [cpu.id for group in row for core in group for cpu in core]
+        table.add_row(_label(cpus), *(_drawn(group, look) for group in row))
     return table
 
 
-def _drawn(cpus: Iterable[CpuReply], look: Mapping[str, Mark]) -> Text:
+def _pieces(cores: Sequence[_Core], room: int) -> Iterator[list[_Core]]:
+    """1, 2, 4, ... cores, as many as fit into a row."""
+    widest = 1 + max(len(core) for core in cores)
+    count = 1
+    while 2 * count * widest - 1 <= room:
+        count *= 2
+    for start in range(0, len(cores), count):
+        yield list(cores[start : start + count])
+
+
+def _label(cpus: Iterable[int]) -> str:
+    """CPUs as a list; where that is too long, such as for every second CPU, from which to which."""
+    ascending = sorted(cpus)
+    text = format_cpu_list(ascending)
+    return text if len(text) <= _LABEL else f"{ascending[0]}..{ascending[-1]}"
+
+
+def _drawn(cores: Iterable[_Core], look: Mapping[str, Mark]) -> Text:
     """A block for each core."""
     text = Text()
-    for number, core in enumerate(_cores(cpus)):
-        if number:
+    for place, core in enumerate(cores):
+        if place:
             text.append(" ")
         for cpu in core:
-            mark = look.get(cpu.use, Mark("?", "bold red"))
+            mark = look.get(cpu.use, Mark("?", "bold red", "bold red"))
             text.append(mark.symbol, mark.style)
     return text
 
 
-def _outermost_cache(topology: TopologyReply, cpu: CpuReply) -> tuple[int, int]:
+def outermost_cache(topology: TopologyReply, cpu: CpuReply) -> tuple[int, int]:
     """Its place among the caches and its number; the same for all CPUs without caches."""
     for place in reversed(range(len(topology.cache_names))):
         if cpu.caches[place] != NO_CACHE:
@@ -148,9 +247,9 @@ def _outermost_cache(topology: TopologyReply, cpu: CpuReply) -> tuple[int, int]:
     return -1, 0
 
 
-def _cores(cpus: Iterable[CpuReply]) -> list[list[CpuReply]]:
+def _cores(cpus: Iterable[CpuReply]) -> list[_Core]:
     """SMT siblings together, both in ascending order."""
-    cores: dict[int, list[CpuReply]] = {}
+    cores: dict[int, _Core] = {}
     for cpu in sorted(cpus, key=lambda cpu: cpu.id):
         cores.setdefault(cpu.core, []).append(cpu)
     return list(cores.values())
@@ -158,11 +257,11 @@ def _cores(cpus: Iterable[CpuReply]) -> list[list[CpuReply]]:
 
 def _legend(status: StatusReply, look: Mapping[str, Mark]) -> Table:
     host = status.host
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     table.add_column("")
-    table.add_column("level")
-    for name in ("CPUs", "needed", "vCPUs", "VMs", "ratio now"):
-        table.add_column(name, justify="right")
+    table.add_column("level", no_wrap=True)
+    for name in ("CPUs", "needed", "vCPUs", "VMs", "ratio now", "fit now", "fit on free CPUs"):
+        table.add_column(name, justify="right", no_wrap=True)
     for level in sorted(host.levels, key=lambda level: level.level):
         table.add_row(*_level_row(level, look[format_level(level.level)]))
     table.add_row(_block(look[_FREE]), _FREE, str(host.free_cpus))
@@ -173,22 +272,20 @@ def _legend(status: StatusReply, look: Mapping[str, Mark]) -> Table:
 
 def _level_row(level: LevelStatus, mark: Mark) -> Iterator[RenderableType]:
     yield _block(mark)
-    yield _ratio(level.level)
+    yield ratio(level.level)
     yield str(level.cpus)
     yield Text(f"{level.needed}", "bold red") if level.degraded else str(level.needed)
     yield str(level.vcpus)
     yield str(level.vms)
-    yield _ratio(level.ratio)
+    yield ratio(level.ratio)
+    yield number(level.available_thousandths)
+    yield f"+{number(level.potential_thousandths)}"
 
 
 def _block(mark: Mark) -> Text:
     return Text(mark.symbol * 2, mark.style)
 
 
-def _ratio(thousandths: int) -> str:
-    return format_level(thousandths).removesuffix(".0") + ":1"
-
-
 def _key(topology: TopologyReply) -> Text:
-    shared = f"an {topology.cache_names[-1]} cache" if topology.cache_names else "nothing but the socket"
+    shared = f"an {printable(topology.cache_names[-1])} cache" if topology.cache_names else "nothing but the socket"
     return Text(f"Signs side by side are SMT siblings of one core; a group shares {shared}.", "dim")

@@ -1,0 +1,84 @@
+"""The Debian package, and boxes in which it is installed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.daemon import ROOT
+from tests.system.box import Box
+from tests.system.lab import PATIENCE
+from tools.hello_image import make_image
+
+BUILD_PATIENCE = 600.0
+BUS = ("org.vmstack.Host1", "/org/vmstack/Host1", "org.vmstack.Host1")
+IMAGES = "/var/lib/libvirt/images"
+CONFIG = "/etc/vmstack/vmstackd.toml"
+
+REAL = 'virt_type = "qemu"\ncritical_size = 0\n'
+"""Settings for real VMs where KVM cannot be relied on."""
+SIM = 'hypervisor = "sim:"\ntopology = "/usr/share/vmstack/topologies/EPYC-7662.json"\n'
+
+
+@functools.cache
+def package() -> Path:
+    """Build it, once."""
+    done = subprocess.run(
+        [str(ROOT / "tools" / "deb")], capture_output=True, text=True, timeout=BUILD_PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ROOT / done.stdout.splitlines()[-1]
+
+
+def install(box: Box, config: str = "") -> None:
+    """Install it as an administrator does; config is added to its settings."""
+    box.copy(package(), f"/root/{package().name}")
+    box.enter("apt-get", "install", "--yes", f"/root/{package().name}", timeout=BUILD_PATIENCE)
+    if config:
+        box.write(CONFIG, box.path(CONFIG).read_text() + config)
+
+
+def put_images(box: Box, *names: str) -> None:
+    """Disk images that boot and idle."""
+    for name in names:
+        image = box.path(f"{IMAGES}/{name}")
+        image.unlink(missing_ok=True)
+        make_image(image)
+
+
+def call(box: Box, method: str, *arguments: str, user: str = "root") -> Any:  # noqa: ANN401  whatever it is, the test looks inside
+    """Call a method of the host over the system bus; its results as busctl prints them in JSON."""
+    done = box.run("busctl", "--json=short", "call", *BUS, method, *arguments, user=user)
+    return json.loads(done.stdout)["data"] if done.stdout.strip() else None
+
+
+def refused(box: Box, method: str, *arguments: str, user: str = "root") -> str:
+    """What busctl says when the call is refused."""
+    done = box.run("busctl", "call", *BUS, method, *arguments, user=user, check=False)
+    assert done.returncode != 0, done.stdout
+    return done.stderr
+
+
+def show(box: Box, *properties: str, unit: str = "vmstackd.service") -> list[str]:
+    """Properties of a unit, in the order asked for."""
+    lines = box.enter("systemctl", "show", unit, *(f"--property={name}" for name in properties)).stdout.splitlines()
+    found = dict(line.partition("=")[::2] for line in lines)
+    return [found[name] for name in properties]
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def vmstackctl(box: Box, *arguments: str, user: str = "root", check: bool = True) -> subprocess.CompletedProcess[str]:
+    """The operator's command, in the box."""
+    return box.run("vmstackctl", *arguments, user=user, check=check)

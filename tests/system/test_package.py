@@ -1,0 +1,161 @@
+"""The Debian package: installed, upgraded, removed and purged on a server whose VMs must not notice."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import ROOT
+from tests.system.box import Box
+from tests.system.lab import Lab, missing
+from tests.system.package import (
+    BUILD_PATIENCE,
+    CONFIG,
+    IMAGES,
+    REAL,
+    call,
+    install,
+    package,
+    put_images,
+    show,
+)
+from tests.system.test_box import missing_libvirt
+from tools.example_config import example
+from vmstackd.settings import SETTINGS, load_settings
+from vmstackd.version import VERSION
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(bool(missing()), reason=f"boxes: {missing()}"),
+    pytest.mark.skipif(bool(missing_libvirt), reason=f"libvirt: {missing_libvirt}"),
+]
+
+FOREIGN = """<domain type='qemu'>
+  <name>foreign</name>
+  <memory unit='MiB'>32</memory>
+  <vcpu>1</vcpu>
+  <os><type>hvm</type></os>
+</domain>
+"""
+
+
+@pytest.fixture
+def server(lab: Lab) -> Iterator[Box]:
+    """A server with libvirtd and a VM that is not ours, without the package."""
+    with Box(lab, "server") as box:
+        box.enter("systemctl", "start", "libvirtd")
+        box.write("/root/foreign.xml", FOREIGN)
+        box.enter("virsh", "create", "/root/foreign.xml")
+        yield box
+
+
+def qemus(box: Box) -> list[str]:
+    """Pids of the QEMU processes, with where each may run."""
+    pids = box.enter("pgrep", "-f", "qemu-system", check=False).stdout.split()
+    return [
+        f"{pid} {re.findall('Cpus_allowed_list:(.*)', box.path(f'/proc/{pid}/status').read_text())[0].strip()}"
+        for pid in pids
+    ]
+
+
+def upgrade(box: Box, tmp_path: Path) -> None:
+    """Install the same program as a newer version of the package."""
+    tree = tmp_path / "tree"
+    subprocess.run(["dpkg-deb", "--raw-extract", str(package()), str(tree)], check=True)
+    control = tree / "DEBIAN" / "control"
+    control.write_text(re.sub(r"^Version: (.*)$", r"Version: \1+1", control.read_text(), flags=re.MULTILINE))
+    newer = tmp_path / "newer.deb"
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(newer)], check=True, capture_output=True
+    )
+    box.copy(newer, "/root/newer.deb")
+    box.enter("apt-get", "install", "--yes", "/root/newer.deb", timeout=BUILD_PATIENCE)
+
+
+def test_no_step_of_its_life_touches_a_vm(server: Box, tmp_path: Path) -> None:
+    foreign = qemus(server)
+    assert len(foreign) == 1
+    install(server, REAL)
+    assert qemus(server) == foreign, "installing it pins nothing"
+    assert show(server, "ActiveState", "UnitFileState") == ["inactive", "disabled"]
+
+    server.enter("systemctl", "enable", "--now", "vmstackd")
+    assert [vm[0] for vm in call(server, "List")[0]] == ["foreign"], "now it takes part"
+    put_images(server, "a.qcow2")
+    call(server, "Deploy", "sudds", "ours", "1", "0.0625", "2.0", f"{IMAGES}/a.qcow2")
+    running = qemus(server)
+    assert len(running) == 2
+
+    before = show(server, "MainPID")
+    changed = server.path(CONFIG).read_text()
+    upgrade(server, tmp_path)
+    assert show(server, "ActiveState", "UnitFileState") == ["active", "enabled"]
+    assert show(server, "MainPID") != before, "the new version runs"
+    assert server.path(CONFIG).read_text() == changed
+    assert sorted(vm[0] for vm in call(server, "List")[0]) == ["foreign", "ours"]
+    assert qemus(server) == running
+
+    server.enter("apt-get", "remove", "--yes", "vmstack", timeout=BUILD_PATIENCE)
+    assert not server.path("/usr/sbin/vmstackd").exists()
+    assert not list(server.path("/usr/lib").glob("vmstack*"))
+    assert server.path(CONFIG).read_text() == changed, "a conffile stays"
+    assert server.enter("pgrep", "-x", "vmstackd", check=False).stdout == ""
+    assert qemus(server) == running
+
+    server.enter("apt-get", "install", "--yes", "/root/newer.deb", timeout=BUILD_PATIENCE)
+    server.enter("systemctl", "start", "vmstackd")
+    assert sorted(vm[0] for vm in call(server, "List")[0]) == ["foreign", "ours"], "found again"
+
+    server.enter("apt-get", "purge", "--yes", "vmstack", timeout=BUILD_PATIENCE)
+    left = server.enter(
+        "find", "/etc", "/usr", "/var/lib", "/run", "-name", "*vmstack*", "-not", "-path", "*/deb/*"
+    ).stdout
+    allowed = r"(/var/lib/systemd/deb-systemd-helper.*|/var/lib/(dpkg|apt)/.*)"
+    assert [path for path in left.splitlines() if not re.fullmatch(allowed, path)] == []
+    assert qemus(server) == running
+
+
+def test_what_it_installs_is_where_users_look(lab: Lab) -> None:
+    with Box(lab, "look") as box:
+        install(box)
+        assert box.enter("vmstackctl", "--version").stdout.split()[-1] == VERSION
+        assert box.enter("vmstackd", "--version").stdout.split()[-1] == VERSION
+        for page in ("1/vmstackctl.1", "8/vmstackd.8", "5/vmstackd.toml.5"):
+            assert box.path(f"/usr/share/man/man{page}.gz").exists()
+        for completion in (
+            "bash-completion/completions/vmstackctl",
+            "zsh/vendor-completions/_vmstackctl",
+            "fish/vendor_completions.d/vmstackctl.fish",
+        ):
+            assert box.path(f"/usr/share/{completion}").read_text().strip()
+        assert "org.vmstack.Host1" in box.path("/usr/share/dbus-1/interfaces/org.vmstack.Host1.xml").read_text()
+        assert box.enter("dpkg-query", "--show", "--showformat=${Conffiles}", "vmstack").stdout.split()[0] == CONFIG
+        assert box.path(CONFIG).read_text() == example()
+        assert "usable" in box.enter("vmstackd", "--hypervisor", "sim:", "--check-config").stdout
+        groups = box.enter("id", "-Gn", "vmstack").stdout.split()
+        assert set(groups) == {"vmstack", "libvirt", "kvm"}
+        # Compiled where it is installed, and none of it is the machine's own Python packages.
+        code = "import core.allocator, sys; print(core.allocator.__file__, *sys.path)"
+        program = box.path("/usr/sbin/vmstackd").read_text().splitlines()[0].removeprefix("#!").split()
+        where = box.enter(*program, "-c", f"import sys; sys.path.insert(0, '/usr/lib/vmstack'); {code}").stdout
+        assert where.startswith("/usr/lib/vmstack/core/allocator.cpython-")
+        assert "dist-packages" not in where
+
+
+def test_the_versions_agree() -> None:
+    changelog = (ROOT / "debian" / "changelog").read_text().splitlines()[0]
+    assert changelog.split()[1] == f"({VERSION})"
+    assert f"_{VERSION}_" in package().name
+
+
+def test_the_configuration_that_it_brings_is_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "vmstackd.toml"
+    path.write_text(example())
+    defaults = load_settings({}, {}, config_file=path)
+    path.write_text(re.sub(r"^#(\w+ = )", r"\1", example(), flags=re.MULTILINE))
+    assert load_settings({}, {}, config_file=path) == defaults
+    assert all(f"#{row.key} = " in example() for row in SETTINGS)

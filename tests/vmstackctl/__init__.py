@@ -1,0 +1,1 @@
+"""vmstackctl: what it reads and draws, and the command itself against a real daemon."""

@@ -1,0 +1,235 @@
+"""What is really on the screen: vmstackctl in a terminal that tmux emulates."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import PATIENCE, ROOT
+from tests.vmstackctl.command import LARGE_HOST, Host, environment, words
+from tests.vmstackctl.hosts import ESCAPE
+
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+
+HEIGHT = 30
+PROMPT = "ready>"
+
+
+class Terminal:
+    """A shell in a tmux server of its own."""
+
+    def __init__(self, width: int, height: int = HEIGHT) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="tmux-"))
+        self._width = width
+        shell = f"env PS1={shlex.quote(PROMPT)} sh"
+        size = ("-x", str(width), "-y", str(height))
+        self._tmux("-f", os.devnull, "new-session", "-d", *size, shell)
+        try:
+            self.wait_for(PROMPT)
+        except BaseException:
+            self.close()
+            raise
+
+    def _tmux(self, *arguments: str) -> str:
+        return subprocess.run(
+            ["tmux", "-u", "-S", str(self._folder / "s"), *arguments],
+            cwd=ROOT,
+            env=environment({"LC_ALL": "C.UTF-8", "TERM": "xterm-256color"}),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
+        ).stdout
+
+    def close(self) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):  # it has ended with its shell
+            self._tmux("kill-server")
+        shutil.rmtree(self._folder)
+
+    def type(self, *keys: str) -> None:
+        self._tmux("send-keys", *keys)
+
+    def start(self, *command: str) -> None:
+        self.enter(f"clear; {shlex.join(command)}")
+
+    def enter(self, line: str) -> None:
+        self._tmux("send-keys", "-l", line)
+        self.type("Enter")
+
+    def resize(self, width: int, height: int) -> None:
+        self._tmux("resize-window", "-x", str(width), "-y", str(height))
+
+    def screen(self, *, coloured: bool = False) -> str:
+        return self._tmux("capture-pane", "-p", *(("-e",) if coloured else ()))
+
+    def joined(self) -> str:
+        """The screen with lines that the terminal wrapped put together again."""
+        return self._tmux("capture-pane", "-p", "-J")
+
+    def state(self, name: str) -> str:
+        """One of tmux's formats."""
+        return self._tmux("display-message", "-p", f"#{{{name}}}").strip()
+
+    def wait_for(self, pattern: str) -> str:
+        """The screen once it shows this."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if re.search(pattern, screen := self.screen(), re.MULTILINE):
+                return screen
+            time.sleep(0.02)
+        raise AssertionError(f"no {pattern!r} on the screen:\n{screen}")
+
+
+@pytest.fixture(params=[80, 200])
+def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    opened = Terminal(request.param)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def large_host() -> Iterator[Host]:
+    host = Host(LARGE_HOST)
+    try:
+        with host.daemon():
+            for number, level in enumerate(("1", "2", "1.5", "3")):
+                for vcpus in (1, 5, 13):
+                    assert host.deploy(f"vm{number}-{vcpus}", vcpus, level).code == 0
+            yield host
+    finally:
+        host.close()
+
+
+def ctl(host: Host, *arguments: str) -> tuple[str, ...]:
+    return tuple(words("--socket", str(host.socket), *arguments))
+
+
+def is_well_drawn(terminal: Terminal) -> None:
+    """No line is wrapped, and colours begin and end."""
+    assert [line.rstrip() for line in terminal.joined().splitlines()] == [
+        line.rstrip() for line in terminal.screen().splitlines()
+    ]
+    coloured = terminal.screen(coloured=True)
+    assert "\033[" in coloured
+    rest = ESCAPE.sub("", coloured)
+    assert rest.replace("\n", "").isprintable(), "an escape sequence is broken"
+
+
+def test_status_fits_the_terminal(terminal: Terminal, large_host: Host) -> None:
+    terminal.start(*ctl(large_host, "status"))
+    screen = terminal.wait_for(r"a group shares an L3 cache\.\n+" + PROMPT)
+    is_well_drawn(terminal)
+    assert screen.count("Socket ") == 2
+    assert re.search(r"^33  3:1 ", screen, re.MULTILINE)
+    assert re.search(r"^aa  1.5:1 ", screen, re.MULTILINE)
+    # Behind each colour of a level is its sign, in black on that colour.
+    found = set(re.findall(r"\033\[1m\033\[30m\033\[(4[1-7])m([0-9a-z])", terminal.screen(coloured=True)))
+    assert {sign for _, sign in found} == {"1", "a", "2", "3"}
+    assert len({colour for colour, _ in found}) == 4
+
+
+@pytest.mark.parametrize("command", ["list", "topology", "describe vm1-5"])
+def test_tables_fit_the_terminal(terminal: Terminal, large_host: Host, command: str) -> None:
+    terminal.start(*ctl(large_host, *command.split()))
+    terminal.wait_for(rf"\n{PROMPT}$")
+    is_well_drawn(terminal)
+
+
+def test_watch_draws_anew_and_gives_the_screen_back(terminal: Terminal, large_host: Host) -> None:
+    terminal.start("echo", "before")
+    terminal.wait_for(r"^before$")
+    terminal.enter(shlex.join(ctl(large_host, "watch", "--interval", "0")))
+    before = terminal.wait_for("q or Ctrl-C ends")
+    is_well_drawn(terminal)
+    assert terminal.state("alternate_on") == "1"
+    assert terminal.state("cursor_flag") == "0"
+    assert not re.search(r"^44", before, re.MULTILINE)
+    vms = re.search(r"([0-9]+) VMs,", before)
+    assert vms is not None
+    try:
+        large_host.deploy("another", 2, "4")
+        after = terminal.wait_for(r"deployed another: level 4:1")
+        assert f"{int(vms[1]) + 1} VMs," in after
+        assert re.search(r"^44  4:1 ", after, re.MULTILINE)
+        is_well_drawn(terminal)
+    finally:
+        large_host.ctl("remove", "another")
+    terminal.wait_for("removed another")
+    terminal.type("x")
+    terminal.type("C-c")
+    terminal.wait_for(rf"^{PROMPT}$")
+    terminal.enter("echo code $?")
+    screen = terminal.wait_for("^code 0$")
+    assert screen.startswith("before\n")
+    assert "Socket" not in screen
+    assert terminal.state("alternate_on") == "0"
+    assert terminal.state("cursor_flag") == "1"
+    # The shell shows again what is typed.
+    assert "echo code" in screen
+
+
+def test_watch_follows_the_size_of_the_terminal(large_host: Host) -> None:
+    terminal = Terminal(80)
+    try:
+        terminal.start(*ctl(large_host, "watch"))
+        terminal.wait_for(r"^0-15,128-143 ")
+        terminal.resize(200, HEIGHT)
+        terminal.wait_for(r"^0-31,128-159 ")
+        is_well_drawn(terminal)
+        terminal.resize(80, 10)
+        terminal.wait_for(r"^\.\.\. [0-9]+ more lines: make the window taller\n.*q or Ctrl-C ends")
+        is_well_drawn(terminal)
+        terminal.type("q")
+        terminal.wait_for(rf"^{PROMPT}$")
+    finally:
+        terminal.close()
+
+
+def test_watch_can_be_suspended(large_host: Host) -> None:
+    terminal = Terminal(80)
+    try:
+        terminal.start(*ctl(large_host, "watch"))
+        terminal.wait_for("q or Ctrl-C ends")
+        terminal.type("C-z")
+        terminal.wait_for(rf"{PROMPT}$")
+        assert terminal.state("alternate_on") == "0"
+        terminal.type("fg", "Enter")
+        terminal.wait_for("q or Ctrl-C ends")
+        terminal.type("q")
+        terminal.wait_for(rf"{PROMPT}$")
+    finally:
+        terminal.close()
+
+
+def test_watch_outlives_the_daemon_and_says_so() -> None:
+    terminal = Terminal(80)
+    host = Host(LARGE_HOST)
+    try:
+        with host.daemon():
+            host.deploy("web1")
+            terminal.start(*ctl(host, "watch"))
+            terminal.wait_for(r"1 VM, hypervisor up")
+        terminal.wait_for(r"^vmstackd is away: .*; trying again$")
+        is_well_drawn(terminal)
+        with host.daemon():
+            # sim: has forgotten the VM; what matters is that the picture is the new one.
+            terminal.wait_for(r"0 VMs, hypervisor up")
+            terminal.wait_for("connected: vmstackd is back with 0 VMs")
+            screen = terminal.wait_for("q or Ctrl-C ends")
+            assert "is away" not in screen
+            is_well_drawn(terminal)
+            terminal.type("q")
+            terminal.wait_for(rf"^{PROMPT}$")
+    finally:
+        terminal.close()
+        host.close()

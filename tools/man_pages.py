@@ -1,0 +1,327 @@
+"""Writes the manual pages and the shell completions into a directory: python -m tools.man_pages DIRECTORY.
+
+Commands, options, settings and exit codes come from where the programs have them; what cannot be found there
+stands here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from vmstackctl.commands import SHELLS, cli, completion_script
+from vmstackctl.options import ADDRESS_VARIABLE, EXIT_CODES
+from vmstackd.__main__ import command_line
+from vmstackd.settings import DEFAULT_FILE, ENVIRONMENT_PREFIX, SETTINGS, Setting
+from vmstackd.version import VERSION
+
+_SIGNS = {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "^": r"\(ha", "~": r"\(ti", "`": r"\(ga"}
+
+Lines = Iterable[str]
+
+
+# roff
+
+
+def escaped(text: str) -> str:
+    """Text that man shows as it is, and that can be copied from there."""
+    found = "".join(_SIGNS.get(sign, sign if sign.isascii() else rf"\[u{ord(sign):04X}]") for sign in text)
+    return "\n".join(rf"\&{line}" if line.startswith(".") else line for line in found.split("\n"))
+
+
+def _bold(text: str) -> str:
+    return rf"\fB{escaped(text)}\fR"
+
+
+def _italic(text: str) -> str:
+    return rf"\fI{escaped(text)}\fR"
+
+
+def _head(name: str, section: int, summary: str) -> Lines:
+    yield f'.TH "{escaped(name.upper())}" "{section}" "" "vmstack {escaped(VERSION)}" "vmstack"'
+    # Neither names of programs nor keys are to be hyphenated, and no blanks put between words to fill a line.
+    yield from (".nh", ".ad l")
+    yield ".SH NAME"
+    yield f"{escaped(name)} \\- {escaped(summary)}"
+
+
+def _section(title: str, *parts: Lines) -> Lines:
+    yield f".SH {title}"
+    for part in parts:
+        yield from part
+
+
+def _paragraphs(text: str) -> Lines:
+    """Paragraphs are separated by empty lines."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        yield ".PP"
+        yield escaped(" ".join(paragraph.split()))
+
+
+def _items(items: Iterable[tuple[str, str]]) -> Lines:
+    """Tags, in roff, with plain texts; each line of a text begins a line."""
+    for tag, text in items:
+        yield ".TP"
+        yield tag
+        for number, line in enumerate(text.split("\n")):
+            if number:
+                yield ".br"
+            yield escaped(line)
+
+
+def _example(lines: Sequence[str]) -> Lines:
+    yield ".PP"
+    yield ".EX"
+    yield from (escaped(f"  {line}") for line in lines)
+    yield ".EE"
+
+
+def _references(*pages: str) -> Lines:
+    found = []
+    for page in pages:
+        name, _, section = page.partition("(")
+        found.append(rf"{_bold(name)}({section}")
+    yield ",\n".join(found)
+
+
+def _codes(codes: Mapping[int, str]) -> Lines:
+    return _items((_bold(str(code)), meaning) for code, meaning in codes.items())
+
+
+# vmstackctl.1
+
+
+def vmstackctl() -> Lines:
+    """The page of the command, from click's definitions."""
+    context = click.Context(cli, info_name="vmstackctl")
+    yield from _head("vmstackctl", 1, "see and change which VMs run on a host, and on which CPUs")
+    yield from _section(
+        "SYNOPSIS",
+        [rf"{_bold('vmstackctl')} [{_italic('OPTION')}]... {_italic('COMMAND')} [{_italic('ARGUMENT')}]..."],
+    )
+    yield from _section(
+        "DESCRIPTION",
+        _paragraphs("""
+            Asks vmstackd(8), the daemon that places VMs of several oversubscription levels into disjoint sets of a
+            host's CPUs, over its Unix socket. Root and the members of group vmstack-admin may change something,
+            the members of group vmstack may read.
+
+            A level is written as 2, 1.5 or 2:1: so many vCPUs share one CPU. Memory is written as 512M, 1.5G or 1T,
+            in powers of 1024; a plain number is GiB.
+        """),
+    )
+    yield from _section("OPTIONS", _paragraphs("These may stand before or after the command."), _click_options(context))
+    yield ".SH COMMANDS"
+    for name, command in cli.commands.items():
+        yield from _command(name, command, context)
+    yield from _section(
+        "OUTPUT",
+        _paragraphs("""
+            On a terminal, tables fit its width, and what does not fit is shortened. In a pipe or a file there are no
+            colours, and nothing is shortened.
+
+            As JSON, each reply is an object on a line of its own, with the fields of vmstackd's protocol: memory in
+            MiB, levels in thousandths (2000 is 2:1), and beside each field "level" a "level_text" such as "2.0".
+            list prints {"vms": [...]}, with what describe prints for one VM. events prints objects with "event"
+            and "time" (seconds since 1970); besides vmstackd's own deployed, removed, refused, adopted, gone,
+            degraded and missed there are disconnected and connected, between which nothing is told.
+
+            In names and paths, whatever is not printable is shown as a backslash sequence.
+        """),
+    )
+    yield from _section(
+        "ENVIRONMENT",
+        _items(
+            [
+                (_bold(ADDRESS_VARIABLE), "Where vmstackd is, unless --socket or --address says so."),
+                (_bold("NO_COLOR"), "If set, there are no colours unless --color always asks for them."),
+            ]
+        ),
+    )
+    yield from _section(
+        "FILES", _items([(_italic("/run/vmstack/vmstackd.sock"), "The socket of vmstackd, as it comes.")])
+    )
+    yield from _section("EXIT STATUS", _codes(EXIT_CODES))
+    yield from _section("EXAMPLES", _example(cli.examples))
+    yield from _section("SEE ALSO", _references("vmstackd(8)", "vmstackd.toml(5)"))
+
+
+def _command(name: str, command: click.Command, parent: click.Context) -> Lines:
+    context = click.Context(command, info_name=name, parent=parent)
+    pieces = [piece for piece in command.collect_usage_pieces(context) if piece != command.options_metavar]
+    yield f".SS {escaped(' '.join((name, *pieces)))}"
+    yield from _paragraphs(command.help or "")
+    yield from _click_options(context)
+    yield from _example(getattr(command, "examples", []))
+
+
+def _click_options(context: click.Context) -> Lines:
+    """The options that its help shows, but for those that every command has."""
+    items = []
+    for option in context.command.params:
+        if not isinstance(option, click.Option) or option.hidden:
+            continue
+        names = ", ".join(_bold(name) for name in option.opts)
+        value = "" if option.is_flag else f" {_italic(option.make_metavar(context))}"
+        record = option.get_help_record(context)
+        items.append((names + value, re.sub(r" {2,}", " ", record[1]) if record else ""))
+    return _items(items)
+
+
+# vmstackd.8
+
+
+def vmstackd() -> Lines:
+    """The page of the daemon, from argparse's definitions."""
+    settings = {row.key for row in SETTINGS}
+    actions = list(_actions(command_line()))
+    yield from _head("vmstackd", 8, "places VMs of several oversubscription levels into disjoint sets of CPUs")
+    yield from _section("SYNOPSIS", [rf"{_bold('vmstackd')} [{_italic('OPTION')}]..."])
+    yield from _section(
+        "DESCRIPTION",
+        _paragraphs("""
+            The daemon of one host. Each oversubscription level has CPUs of its own, chosen so that they share caches
+            and stay away from those of other levels; the VMs of a level are pinned to them through libvirt.
+
+            There is no state file: what each VM was promised is in its libvirt metadata. VMs keep running when
+            vmstackd stops, is killed or crashes, and are found again at the next start. While libvirt does not
+            answer, nothing can be changed, and the CPUs of VMs that cannot be seen are kept for them.
+        """),
+    )
+    yield from _section("OPTIONS", _items(_argument(action) for action in actions if action.dest not in settings))
+    yield from _section(
+        "SETTINGS",
+        _paragraphs(f"""
+            Each of these can also stand in the configuration file and in the environment; see vmstackd.toml(5). A
+            flag wins over the environment ({ENVIRONMENT_PREFIX}KEY), that over --env-file, that over the file.
+        """),
+        _items(_argument(action) for action in actions if action.dest in settings),
+    )
+    yield from _section(
+        "SIGNALS",
+        _items(
+            [
+                (_bold("SIGTERM, SIGINT"), "End; operations in progress are carried out, VMs keep running."),
+                (_bold("SIGHUP"), "Read the settings again. vmstackd.toml(5) says which can change without a restart."),
+            ]
+        ),
+    )
+    yield from _section(
+        "FILES",
+        _items(
+            [
+                (_italic(str(DEFAULT_FILE)), "Settings."),
+                (_italic("/run/vmstack/vmstackd.sock"), "Where vmstackctl(1) and other clients ask."),
+                (_italic("/usr/share/vmstack/topologies"), "Known hosts, for --topology with --hypervisor sim:."),
+            ]
+        ),
+    )
+    yield from _section(
+        "EXIT STATUS",
+        _codes(
+            {
+                0: "ended as asked",
+                1: "failed, such as for an address that is taken",
+                2: "wrong usage",
+                6: "the hypervisor is unreachable at the start",
+                78: "a setting or the topology is wrong; one line says where, and what is allowed",
+            }
+        ),
+    )
+    yield from _section(
+        "EXAMPLES",
+        _paragraphs("Check the settings:"),
+        _example(["vmstackd --check-config"]),
+        _paragraphs("Try another host with simulated VMs:"),
+        _example(["vmstackd --hypervisor sim: --topology /usr/share/vmstack/topologies/EPYC-7662.json"]),
+        _paragraphs("Keep CPUs and memory for the host itself:"),
+        _example(["vmstackd --exclude-cpus 0-1,64-65 --reserved-memory 4096"]),
+        _paragraphs("Watch what it does:"),
+        _example(["journalctl -u vmstackd -f"]),
+    )
+    yield from _section("SEE ALSO", _references("vmstackctl(1)", "vmstackd.toml(5)", "virsh(1)", "journalctl(1)"))
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:  # noqa: SLF001  argparse shows them to nobody else
+        if action.help != argparse.SUPPRESS:
+            yield action
+
+
+def _argument(action: argparse.Action) -> tuple[str, str]:
+    names = ", ".join(_bold(name) for name in action.option_strings)
+    value = f" {_italic(str(action.metavar))}" if action.metavar else ""
+    return names + value, (action.help or "").replace("%%", "%")
+
+
+# vmstackd.toml.5
+
+
+def vmstackd_toml() -> Lines:
+    """The page of the configuration file, from the table of settings."""
+    yield from _head("vmstackd.toml", 5, "settings of vmstackd")
+    yield from _section("SYNOPSIS", [_italic(str(DEFAULT_FILE))])
+    yield from _section(
+        "DESCRIPTION",
+        _paragraphs(f"""
+            A TOML file with one key per setting, all of them optional. Each can also be given in the environment
+            ({ENVIRONMENT_PREFIX} and the key in capitals) and as a flag of vmstackd(8). A flag wins over the
+            environment, that over --env-file, that over this file. Lists may be TOML arrays or, as everywhere else,
+            texts with commas; true and false are written yes and no elsewhere.
+
+            A key that does not exist, or a value that is not allowed, is an error that says what is. vmstackd
+            --check-config reads everything and starts nothing.
+        """),
+    )
+    yield from _section("SETTINGS", _items((_bold(row.key), _setting(row)) for row in SETTINGS))
+    yield from _section(
+        "EXAMPLES",
+        _example(
+            [
+                'hypervisor = "qemu:///system"',
+                'exclude_cpus = "0-1,64-65"',
+                "reserved_memory = 4096",
+                "critical_size = 6",
+                'critical_sizes = { "1.5" = 4, "3.0" = 8 }',
+                'image_roots = ["/var/lib/libvirt/images", "/srv/images"]',
+                'network = "bridge:br0"',
+            ]
+        ),
+    )
+    yield from _section("SEE ALSO", _references("vmstackd(8)", "vmstackctl(1)"))
+
+
+def _setting(row: Setting) -> str:
+    lines = [row.help[0].upper() + row.help[1:] + "."]
+    if row.shown_default:
+        lines.append(f"Default: {row.shown_default}")
+    lines.append(f"Flag: {row.flag} {row.metavar}")
+    lines.append(f"Environment: {row.variable}")
+    if row.legacy:
+        lines.append(f"In an --env-file of the prototype: {row.legacy}")
+    lines.append("Can change while vmstackd runs (systemctl reload)." if row.reload else "Needs a restart.")
+    return "\n".join(lines)
+
+
+PAGES = {"vmstackctl.1": vmstackctl, "vmstackd.8": vmstackd, "vmstackd.toml.5": vmstackd_toml}
+
+
+def write(directory: Path) -> None:
+    """All pages, and vmstackctl.bash, .zsh and .fish."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, page in PAGES.items():
+        (directory / name).write_text("".join(f"{line}\n" for line in page()), encoding="ascii")
+    for shell in SHELLS:
+        (directory / f"vmstackctl.{shell}").write_text(completion_script(shell), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tools.man_pages DIRECTORY")
+    write(Path(sys.argv[1]))
