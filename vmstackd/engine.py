@@ -169,6 +169,11 @@ class Engine:
         return self._started.is_set() and not any(task.done() for task in self._tasks)
 
     @property
+    def started(self) -> bool:
+        """Whether requests are answered."""
+        return self._started.is_set()
+
+    @property
     def feed(self) -> Feed:
         """What happens."""
         return self._host.feed
@@ -199,13 +204,33 @@ class Engine:
         """
         if not self._started.is_set():
             await self._started.wait()
-        work = self._handle(request, caller, request_id)
         if not isinstance(request, requests.Change):
-            return await work
-        task = asyncio.create_task(work)
+            return await self._handle(request, caller, request_id)
+        return await asyncio.shield(self.begin(request, caller, request_id))
+
+    def begin(self, request: requests.Change, caller: Caller, request_id: str) -> asyncio.Task[replies.Reply]:
+        """Begin a change, after the start. The task, which nobody may cancel, returns or raises as ``handle`` does."""
+        task = asyncio.create_task(self._handle(request, caller, request_id))
         self._operations.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        return task
+
+    def read(self, request: requests.Request, caller: Caller, request_id: str) -> replies.Reply:
+        """Answer a request that only reads, as ``handle`` does, but without a task: reading never waits.
+
+        Raises a VmstackError; RuntimeError for a change, or before the start.
+        """
+        if isinstance(request, requests.Change) or not self.started:
+            raise RuntimeError(f"{type(request).__name__} cannot be answered at once")
+        work = self._handle(request, caller, request_id)
+        try:
+            work.send(None)
+        except StopIteration as answered:
+            reply: replies.Reply = answered.value
+            return reply
+        finally:
+            work.close()
+        raise RuntimeError(f"{type(request).__name__} waits for something")
 
     def _ended(self, task: asyncio.Task[replies.Reply]) -> None:
         self._operations.discard(task)

@@ -1,0 +1,335 @@
+"""What is on the bus: the interfaces, as tables. Every kind of member is made from its row alone.
+
+``tools/introspection.py`` writes them as XML, with these descriptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from core.status import LevelStatus
+from vmstackd.api import replies, requests, session
+from vmstackd.transports import dbus_values as values
+from vmstackd.version import VERSION
+
+Properties = Mapping[str, object]
+"""Values by name, as sdbus takes them."""
+
+
+class Method(msgspec.Struct, frozen=True):
+    """takes, returns: signatures, with a name for each value. ask: from the values of a call (of a VM's
+    object: after the VM's name) to a request; may raise InvalidRequest. answer: from the reply to the value.
+    """
+
+    name: str
+    takes: str
+    takes_names: tuple[str, ...]
+    returns: str
+    returns_names: tuple[str, ...]
+    ask: Callable[..., requests.Request]
+    answer: Callable[[Any], object]
+    text: str
+
+
+class Property(msgspec.Struct, frozen=True):
+    """constant: for the life of the object. All others tell when they change."""
+
+    name: str
+    signature: str
+    text: str
+    constant: bool = False
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """values: from the event that it tells."""
+
+    name: str
+    signature: str
+    names: tuple[str, ...]
+    event: type[session.Event]
+    values: Callable[[Any], tuple[object, ...]]
+    text: str
+
+
+class Interface(msgspec.Struct, frozen=True):
+    """One interface. read: from what an object is made of to the values of its properties."""
+
+    name: str
+    read: Callable[[Any], Properties]
+    methods: tuple[Method, ...]
+    properties: tuple[Property, ...]
+    signals: tuple[Signal, ...] = ()
+
+
+def _host(status: replies.StatusReply) -> Properties:
+    """Of the host."""
+    host = status.host
+    return {
+        "Version": VERSION,
+        "Cpus": host.cpus,
+        "FreeCpus": host.free_cpus,
+        "MemoryMib": host.memory_mib,
+        "FreeMemoryMib": host.free_mib,
+        "Vms": host.vms,
+        "Levels": [
+            (values.ratio(level.level), values.ratio(level.ratio), level.cpus, level.vcpus, level.vms, level.needed)
+            for level in host.levels
+        ],
+        "HypervisorState": status.hypervisor,
+        "Degraded": [values.text(problem) for problem in status.degraded],
+    }
+
+
+def _vm(vm: replies.VmReply) -> Properties:
+    """Of a VM."""
+    return {
+        "Name": values.text(vm.name),
+        "Vcpus": vm.vcpus,
+        "MemoryMib": vm.memory_mib,
+        "Level": values.ratio(vm.level),
+        "Cpus": list(vm.cpus),
+        "Pinned": list(vm.pinned),
+        "State": vm.state,
+        "Image": values.text(vm.image),
+    }
+
+
+def _subset(source: tuple[LevelStatus, list[replies.VmReply]]) -> Properties:
+    """Of a subset, from its figures and its VMs."""
+    level, vms = source
+    return {
+        "Level": values.ratio(level.level),
+        "Cpus": list(vms[0].cpus) if vms else [],
+        "Vcpus": level.vcpus,
+        "Vms": [values.text(vm.name) for vm in vms],
+        "Needed": level.needed,
+        "Ratio": values.ratio(level.ratio),
+        "Degraded": level.degraded,
+    }
+
+
+_UNITS = "Levels are as people write them (2.0, 1.5), memory is in GiB (memory_gib) or MiB."
+_NAMED = "Fields are named as in the other interfaces of vmstackd: level in thousandths, memory in MiB."
+
+HOST = Interface(
+    name="org.vmstack.Host1",
+    read=_host,
+    methods=(
+        Method(
+            "Deploy",
+            "sudds",
+            ("name", "vcpus", "memory_gib", "level", "image"),
+            "au",
+            ("cpus",),
+            values.deploy,
+            lambda reply: list(reply.cpus),
+            f"Start a VM; answers the CPUs of its level, which it runs on. {_UNITS}",
+        ),
+        Method(
+            "DeployWithOptions",
+            "a{sv}",
+            ("options",),
+            "a{sv}",
+            ("deployed",),
+            values.deploy_options,
+            values.dictionary,
+            f"Start a VM: name, vcpus, memory_mib, level, image; with dry_run only decide. {_NAMED}",
+        ),
+        Method(
+            "Remove",
+            "s",
+            ("name",),
+            "au",
+            ("released",),
+            lambda name: requests.Remove(name=name),
+            lambda reply: list(reply.released),
+            "Stop a VM and forget it; its image stays. Answers the CPUs that its level gave up.",
+        ),
+        Method(
+            "RemoveWithOptions",
+            "sa{sv}",
+            ("name", "options"),
+            "a{sv}",
+            ("removed",),
+            values.remove_options,
+            values.dictionary,
+            f"Stop a VM and forget it; with dry_run only decide. {_NAMED}",
+        ),
+        Method(
+            "Progress",
+            "udd",
+            ("vcpus", "memory_gib", "level"),
+            "d",
+            ("progress",),
+            values.progress,
+            lambda reply: float(reply.progress),
+            f"MiB per CPU by which such a VM would better the balance; larger is better. {_UNITS}",
+        ),
+        Method(
+            "Status",
+            "",
+            (),
+            "a{sv}",
+            ("status",),
+            requests.Status,
+            values.status,
+            f"The figures of the host and of each level. {_NAMED}",
+        ),
+        Method(
+            "List",
+            "",
+            (),
+            "a(sudtso)",
+            ("vms",),
+            requests.List,
+            values.vm_list,
+            "Every VM: name, vCPUs, level, MiB, state (starting, running, removing), object.",
+        ),
+        Method(
+            "Describe",
+            "s",
+            ("name",),
+            "a{sv}",
+            ("vm",),
+            lambda name: requests.Describe(name=name),
+            values.dictionary,
+            f"One VM. {_NAMED}",
+        ),
+        Method(
+            "Topology",
+            "",
+            (),
+            "a{sv}",
+            ("topology",),
+            requests.Topology,
+            values.dictionary,
+            "The CPUs of the host, and what each is used for: a level, free or held.",
+        ),
+    ),
+    properties=(
+        Property("Version", "s", "Of vmstackd.", constant=True),
+        Property("Cpus", "u", "CPUs that VMs may use."),
+        Property("FreeCpus", "u", "CPUs of no level."),
+        Property("MemoryMib", "t", "Memory that VMs may use."),
+        Property("FreeMemoryMib", "t", "Memory that no VM has."),
+        Property("Vms", "u", "How many VMs there are."),
+        Property("Levels", "a(dduuuu)", "Of each level: level, ratio now, CPUs, vCPUs, VMs, CPUs needed."),
+        Property("HypervisorState", "s", "up, or down while nothing can be changed."),
+        Property("Degraded", "as", "What is not as it should be, in words."),
+    ),
+    signals=(
+        Signal(
+            "VmDeployed",
+            "sdau",
+            ("name", "level", "cpus"),
+            session.VmDeployed,
+            lambda event: (values.text(event.name), values.ratio(event.level), list(event.cpus)),
+            "A VM was started on these CPUs, those of its whole level.",
+        ),
+        Signal(
+            "VmRemoved",
+            "sau",
+            ("name", "released"),
+            session.VmRemoved,
+            lambda event: (values.text(event.name), list(event.released)),
+            "A VM was removed as asked; its level gave up these CPUs.",
+        ),
+        Signal(
+            "VmRefused",
+            "ssss",
+            ("name", "operation", "code", "reason"),
+            session.VmRefused,
+            lambda event: (values.text(event.name), event.operation, event.code, values.text(event.reason)),
+            "A VM was not deployed or not removed (operation): code of the error, and why.",
+        ),
+        Signal(
+            "VmAdopted",
+            "sdau",
+            ("name", "level", "cpus"),
+            session.VmAdopted,
+            lambda event: (values.text(event.name), values.ratio(event.level), list(event.cpus)),
+            "A VM that runs without our doing was given a place.",
+        ),
+        Signal(
+            "VmGone",
+            "s",
+            ("name",),
+            session.VmGone,
+            lambda event: (values.text(event.name),),
+            "A VM ended without our doing.",
+        ),
+        Signal(
+            "Degraded",
+            "as",
+            ("problems",),
+            session.Degraded,
+            lambda event: ([values.text(problem) for problem in event.problems],),
+            "What is not as it should be has changed; empty: all is well again.",
+        ),
+        Signal(
+            "EventsMissed",
+            "t",
+            ("count",),
+            session.Missed,
+            lambda event: (event.count,),
+            "So many of the signals above were left out, because there were too many at once.",
+        ),
+    ),
+)
+
+VM = Interface(
+    name="org.vmstack.VM1",
+    read=_vm,
+    methods=(
+        Method(
+            "Remove",
+            "",
+            (),
+            "au",
+            ("released",),
+            lambda name: requests.Remove(name=name),
+            lambda reply: list(reply.released),
+            "As Remove of org.vmstack.Host1.",
+        ),
+        Method(
+            "Describe",
+            "",
+            (),
+            "a{sv}",
+            ("vm",),
+            lambda name: requests.Describe(name=name),
+            values.dictionary,
+            "As Describe of org.vmstack.Host1.",
+        ),
+    ),
+    properties=(
+        Property("Name", "s", "As in the hypervisor.", constant=True),
+        Property("Vcpus", "u", "vCPUs."),
+        Property("MemoryMib", "t", "Memory."),
+        Property("Level", "d", "Oversubscription level, such as 2.0."),
+        Property("Cpus", "au", "CPUs of its level, in the order in which the level got them."),
+        Property("Pinned", "au", "CPUs that it may run on, as last read back, ascending."),
+        Property("State", "s", "starting, running or removing."),
+        Property("Image", "s", "Its disk image; empty if not known."),
+    ),
+)
+
+SUBSET = Interface(
+    name="org.vmstack.Subset1",
+    read=_subset,
+    methods=(),
+    properties=(
+        Property("Level", "d", "Oversubscription level, such as 2.0.", constant=True),
+        Property("Cpus", "au", "Its CPUs, in the order in which it got them."),
+        Property("Vcpus", "u", "vCPUs of all its VMs."),
+        Property("Vms", "as", "Its VMs, in order of arrival."),
+        Property("Needed", "u", "CPUs that its VMs need."),
+        Property("Ratio", "d", "vCPUs that one CPU may serve now; 1.0 while it has few VMs."),
+        Property("Degraded", "b", "Whether it has fewer CPUs than its VMs need."),
+    ),
+)
+
+INTERFACES = (HOST, VM, SUBSET)

@@ -1,0 +1,49 @@
+"""Asks polkit whether a caller on the system bus may change something. Without a clear yes, it may not."""
+
+from __future__ import annotations
+
+from vmstackd import log
+from vmstackd.transports.dbus_connection import CallFailed, Connection
+
+_AUTHORITY = (
+    "org.freedesktop.PolicyKit1",
+    "/org/freedesktop/PolicyKit1/Authority",
+    "org.freedesktop.PolicyKit1.Authority",
+)
+_ALLOW_USER_INTERACTION = 1
+_PATIENCE_S = 25.0
+_PATIENCE_WITH_USER_S = 300.0
+"""Somebody has to find the password first."""
+
+
+class Polkit:
+    """Remembers whether it has been complained about."""
+
+    def __init__(self) -> None:
+        self._missed = False
+
+    async def allows(
+        self, connection: Connection, sender: str, action: str, details: dict[str, str], *, interactive: bool
+    ) -> bool:
+        """Whether the sender (its unique name) may do this action. details: for polkit's rules. interactive:
+        whether its user may be asked for a password.
+        """
+        try:
+            ((granted, _, _),) = await connection.call(
+                _AUTHORITY,
+                "CheckAuthorization",
+                "(sa{sv})sa{ss}us",
+                ("system-bus-name", {"name": ("s", sender)}),
+                action,
+                details,
+                _ALLOW_USER_INTERACTION if interactive else 0,
+                "",
+                patience=_PATIENCE_WITH_USER_S if interactive else _PATIENCE_S,
+            )
+        except CallFailed as error:
+            if not self._missed:
+                log.warning("polkit-failed", reason=error, note="over D-Bus only root may change anything now")
+            self._missed = True
+            return False
+        self._missed = False
+        return bool(granted)
