@@ -53,10 +53,15 @@ class Finished(msgspec.Struct, frozen=True):
     err: str
 
 
+APART = {"--config": os.devnull, "--dbus": "none", "--socket": "none"}
+"""Flags that keep a daemon from what this machine has, unless a test names something else."""
+
+
 def command(*flags: str) -> list[str]:
-    """The command line. No configuration file of this machine takes part unless a flag names one."""
-    config = () if any(flag.split("=")[0] == "--config" for flag in flags) else ("--config", os.devnull)
-    return [sys.executable, "-m", "vmstackd", *config, *flags]
+    """The command line."""
+    given = {flag.split("=")[0] for flag in flags}
+    apart = [word for flag, value in APART.items() if flag not in given for word in (flag, value)]
+    return [sys.executable, "-m", "vmstackd", *apart, *flags]
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -82,7 +87,7 @@ def run(*flags: str, environment: Mapping[str, str] | None = None) -> Finished:
 class Daemon:
     """A running daemon; use it in a ``with`` statement.
 
-    Without flags: 16 simulated CPUs. ``--http-port 0`` is added unless a port is given. Entering waits
+    Without flags: 16 simulated CPUs. ``--http-port 0`` and what APART says are added unless given. Entering waits
     until it answers (unless wait is False), leaving ends it, whatever it takes.
     """
 

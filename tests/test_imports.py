@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TREES = ("core", "vmstackd", "benchmarks", "tests", "tools")
+TREES = ("core", "vmstackctl", "vmstackd", "benchmarks", "tests", "tools")
 
 
 CORE = sorted(path for path in (ROOT / "core").rglob("*.py*") if path.suffix in {".py", ".pyi", ".pyx"})
@@ -158,6 +158,9 @@ def test_the_operations_layer_can_be_used_where_libvirt_is_missing() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
+BUS = {name for name in MODULES if name.startswith(("vmstackd.transports.dbus", "vmstackd.transports.polkit"))}
+
+
 def test_transports_decide_nothing() -> None:
     deciding = ("vmstackd.topology_source", "core.allocator", "core.policy", "core.capacity", "vmstackd.reconcile")
     assert _meetings(("vmstackd.transports",), ("vmstackd.hypervisor", "vmstackd.watch", *deciding)) == []
@@ -174,7 +177,26 @@ def test_nothing_imports_what_joins_the_parts_but_the_command_line() -> None:
 
 
 def test_the_product_imports_neither_tests_nor_benchmarks_nor_tools() -> None:
-    assert _meetings(("core", "vmstackd"), ("tests", "benchmarks", "tools")) == []
+    assert _meetings(("core", "vmstackctl", "vmstackd"), ("tests", "benchmarks", "tools")) == []
+
+
+def test_the_command_for_operators_sees_only_what_a_client_needs() -> None:
+    client = ("core", "vmstackd.api", "vmstackd.wire", "vmstackd.client", "vmstackd.version")
+    assert _breaches(("vmstackctl",), "vmstackctl", *client, "click", "msgspec", "rich") == []
+    assert _meetings(("core", "vmstackd"), ("vmstackctl",)) == []
+
+
+def test_a_client_needs_little_of_the_daemon() -> None:
+    assert (
+        _breaches(("vmstackd.client", "vmstackd.wire"), "core", "vmstackd.api", "vmstackd.wire", "msgpack", "msgspec")
+        == []
+    )
+
+
+def test_only_the_transport_for_the_bus_imports_its_library() -> None:
+    importing = {name for name, others in IMPORTS.items() if any(_within(other, "sdbus") for other in others)}
+    assert {name for name in importing if _within(name, "core", "vmstackctl", "vmstackd")} <= BUS
+    assert importing & BUS
 
 
 def test_tools_import_neither_tests_nor_benchmarks() -> None:
@@ -185,7 +207,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     graph = {
         name: {other for other in others if other in IMPORTS and other != name}
         for name, others in IMPORTS.items()
-        if _within(name, "core", "vmstackd")
+        if _within(name, "core", "vmstackctl", "vmstackd")
     }
     while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
         graph = {name: others - leaves for name, others in graph.items() if name not in leaves}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -27,7 +28,9 @@ SIM = 'hypervisor = "sim:"\ntopology = "/usr/share/vmstack/topologies/EPYC-7662.
 
 @functools.cache
 def package() -> Path:
-    """Build it, once."""
+    """Build it, once; or the one that VMSTACK_PACKAGE names."""
+    if given := os.environ.get("VMSTACK_PACKAGE"):
+        return Path(given).resolve()
     done = subprocess.run(
         [str(ROOT / "tools" / "deb")], capture_output=True, text=True, timeout=BUILD_PATIENCE, check=False
     )

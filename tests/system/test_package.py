@@ -148,8 +148,8 @@ def test_what_it_installs_is_where_users_look(lab: Lab) -> None:
 
 def test_the_versions_agree() -> None:
     changelog = (ROOT / "debian" / "changelog").read_text().splitlines()[0]
-    assert changelog.split()[1] == f"({VERSION})"
-    assert f"_{VERSION}_" in package().name
+    assert changelog.split()[1] == f"({VERSION}-1)"
+    assert f"_{VERSION}-1_" in package().name
 
 
 def test_the_configuration_that_it_brings_is_what_it_says(tmp_path: Path) -> None:
