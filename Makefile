@@ -9,7 +9,7 @@ ARGS ?=
 TRACES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run purge test test-fast check format demo bench conformance topologies clean
+.PHONY: help setup build run purge test test-fast check format demo bench conformance topologies introspection deb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -50,7 +50,7 @@ format: .venv/ready  ## rewrite the sources as make check wants them
 demo: .venv/ready  ## a simulated EPYC 7662 with three levels, drawn
 	@$(PYTHON) -m benchmarks.demo
 
-bench: .venv/ready  ## decision times, memory, start-up, overhead over libvirt
+bench: .venv/ready  ## decision times, transports, memory, start-up, overhead over libvirt
 	$(PYTHON) -m benchmarks
 
 conformance: .venv/ready  ## replay recorded decisions: make conformance TRACES="FILES"
@@ -58,6 +58,12 @@ conformance: .venv/ready  ## replay recorded decisions: make conformance TRACES=
 
 topologies: .venv/ready  ## rewrite topologies/*.json from facts
 	tools/topologies
+
+introspection: .venv/ready  ## rewrite the description of the D-Bus interface
+	@$(PYTHON) -m tools.introspection
+
+deb: .venv/ready  ## the Debian package, in dist/
+	@tools/deb
 
 clean:  ## remove everything that was built
 	rm -rf .venv build dist *.egg-info core/*.so core/policy/*.so

@@ -74,6 +74,11 @@ SAMPLES = {
         ("0", "-1", "nan", "inf", "1e3", "", "86401", "soon"),
         ("0.0", "nan", "inf", "true", '"soon"', "[]"),
     ),
+    "require_hypervisor": Sample(
+        (Good("no", "false", False), Good("no", '"no"', False)), ("", "No", "false", "0"), ("0", "1", "[]", '"true"')
+    ),
+    "dbus": _text("none", "unix:path=/run/bus", "", "System", "/run/bus", "unix:path=/a b"),
+    "socket": _text("none", "/run/other.sock", "", "run/x.sock", "unix:/run/x", "/"),
     "http_host": _text("0.0.0.0", "::1", "", "a b", "http://a"),
     "http_port": _whole(0, 8100, "65536"),
     "http_names": Sample(

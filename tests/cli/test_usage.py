@@ -166,7 +166,7 @@ def test_output_that_cannot_be_written_is_a_failure_in_one_line() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_what_ends_the_daemon_before_it_serves_has_its_exit_code(raised: BaseException, code: int, told: str) -> None:
-    async def run_app(_: Settings) -> int:
+    async def run_app(_settings: Settings, _read: object) -> int:
         raise raised
 
     root = logging.getLogger()
