@@ -31,6 +31,7 @@ class FaultySim(SimHypervisor):
 
     def __init__(self, vms: dict[str, ObservedVm] | None = None) -> None:
         super().__init__("sim:", vms)
+        self.immediate = False
         self.plan: Callable[[str, str], Awaitable[None]] = self._nothing
         self.aftermath: Callable[[str, str], Awaitable[None]] = self._nothing
         self.calls: list[tuple[str, str]] = []

@@ -24,6 +24,7 @@ from vmstackd.api.errors import (
     VmstackError,
 )
 from vmstackd.engine import Engine, Outcome
+from vmstackd.host import GATHER_S
 from vmstackd.hypervisor.base import HypervisorUnreachable, VmMissing
 from vmstackd.topology_source import load_topology
 
@@ -67,7 +68,8 @@ async def ask(engine: Engine, request: requests.Request, caller: Caller = OPERAT
 
 
 async def quiet(engine: Engine) -> None:
-    """Let everything that is under way end."""
+    """Let everything that is under way end, the looks that follow operations included."""
+    await asyncio.sleep(2 * GATHER_S)
     for _ in range(300):
         await asyncio.sleep(0)
 

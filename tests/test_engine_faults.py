@@ -319,6 +319,7 @@ def test_a_pin_that_took_effect_although_its_call_failed_is_no_longer_reported()
         engine = make(hv)
         await engine.start()
         await ask(engine, deploy("a", vcpus=2))
+        await quiet(engine)
 
         async def aftermath(operation: str, _name: str) -> None:
             if operation == "pin":

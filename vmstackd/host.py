@@ -19,6 +19,10 @@ from vmstackd.feed import Feed
 from vmstackd.hypervisor.base import Hypervisor, HypervisorError, Record, VmMissing
 
 
+GATHER_S = 0.005
+"""Seconds until the VM of an operation is looked at again."""
+
+
 class Phase(Enum):
     """Where a VM is between deploy and remove."""
 
@@ -106,7 +110,9 @@ class Host:
         """An operation on this VM has ended, one way or another."""
         live.phase = Phase.RUNNING
         self.touched.add(name)
-        self.look_again({name})
+        self.unclear.add(name)
+        # Not at once: whoever asked for the operation waits for its answer, and others may end meanwhile.
+        asyncio.get_running_loop().call_later(GATHER_S, self.something_unclear.set)
         self.feed.touch()
 
     async def settle(self, level: int) -> None:
@@ -126,7 +132,12 @@ class Host:
                     for name in subset.vms
                     if (live := self.live.get(name)) and live.phase is Phase.RUNNING and live.pinned != target
                 ]
-                await asyncio.gather(*(self._pin(name, live, subset.cpus) for name, live in wrong))
+                calls = [self._pin(name, live, subset.cpus) for name, live in wrong]
+                if self.hypervisor.immediate:  # a task for each would take longer than all of them
+                    for call in calls:
+                        await call
+                else:
+                    await asyncio.gather(*calls)
                 if self.state.subset(level) is subset:
                     break
         self.free_unpinned()

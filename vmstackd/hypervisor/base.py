@@ -83,6 +83,8 @@ class Hypervisor(Protocol):
     """
 
     uri: str
+    immediate: bool
+    """Whether pinning never waits, so that nothing is gained by several calls at the same time."""
 
     async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
         """Connect. on_event is called in the event loop from then on; after "lost" the hypervisor

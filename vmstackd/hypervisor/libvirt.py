@@ -77,6 +77,7 @@ class LibvirtHypervisor:
 
     def __init__(self, uri: str, options: HypervisorOptions) -> None:
         self.uri = uri
+        self.immediate = False
         self._options = options
         self._root = embedded_root(uri)
         self._link = Link(_Driver(uri) if self._root is None else _EmbeddedDriver(uri), options.workers)

@@ -25,6 +25,7 @@ class SimHypervisor:
 
     def __init__(self, uri: str = "sim:", vms: dict[str, ObservedVm] | None = None) -> None:
         self.uri = uri
+        self.immediate = True
         self.vms: dict[str, ObservedVm] = {} if vms is None else vms
         self._on_event: Callable[[HypervisorEvent], None] | None = None
 
