@@ -19,7 +19,10 @@ from tests.daemon import PATIENCE, ROOT
 from tests.vmstackctl.command import LARGE_HOST, Host, environment, words
 from tests.vmstackctl.hosts import ESCAPE
 
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
 
 HEIGHT = 30
 PROMPT = "ready>"
