@@ -36,7 +36,7 @@ test: .venv/ready  ## every test; what this machine cannot run is skipped by nam
 	$(PYTHON) -m pytest
 
 test-fast: .venv/ready  ## the tests without real VMs, in under a minute
-	$(PYTHON) -m pytest -q -m 'not real'
+	$(PYTHON) -m pytest -q -m 'not real' -n auto
 
 check: .venv/ready  ## format, lint, types
 	$(PYTHON) -m ruff format --check .

@@ -188,14 +188,28 @@ class _Daemon:
             return
         parts.push_async_callback(host.stop)
         self._metrics.watch(host.status, lambda: host.repins)
-        if self._stop.is_set():
-            return
+        if not self._stop.is_set():
+            await self._open_doors(parts, http_listener, rpc_listener, dbus)
+            await self._stop.wait()
+        self._notifier.stopping()
+        vms = host.status().host.vms
+        log.info("stopping", vms=vms, note="VMs keep running" if vms else None)
+
+    async def _open_doors(
+        self,
+        parts: contextlib.AsyncExitStack,
+        http_listener: socket.socket,
+        rpc_listener: socket.socket | None,
+        dbus: DbusTransport | None,
+    ) -> None:
+        """Begin to answer, and say so."""
+        host = self._engine
         rpc = None
         if rpc_listener is not None:
             rpc = stream.StreamTransport(host, rpc_listener)
             await rpc.start()
             parts.push_async_callback(rpc.stop)
-        self._http = http.HttpTransport(host, self._metrics, http_listener, settings.http_names)
+        self._http = http.HttpTransport(host, self._metrics, http_listener, self._settings.http_names)
         await self._http.start()
         parts.push_async_callback(self._http.stop)
         tasks = [asyncio.create_task(supervision.show_status(host, self._notifier))]
@@ -211,10 +225,6 @@ class _Daemon:
             vms=host.status().host.vms,
         )
         self._notifier.ready()
-        await self._stop.wait()
-        self._notifier.stopping()
-        vms = host.status().host.vms
-        log.info("stopping", vms=vms, note="VMs keep running" if vms else None)
 
     def _listen_http(self, parts: contextlib.AsyncExitStack) -> socket.socket:
         settings = self._settings
