@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -189,7 +190,79 @@ def test_one_that_has_closed_is_nobody(uid: int | None) -> None:
 def test_a_connection_that_is_none_belongs_to_nobody() -> None:
     with closing(socket.socket()) as connection:
         assert tcp_peer_uid(connection) is None
-        assert not is_local(connection)
+        assert is_local(connection)  # as far as one knows: what is not local may do more
+
+
+@pytest.mark.parametrize("hang_up", [False, True])
+def test_one_that_has_hung_up_is_nobody_but_local(*, hang_up: bool) -> None:
+    """Without an answer to who it is, one of this machine must not pass for one from elsewhere."""
+    with (
+        _listening(socket.AF_INET, ("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as other,
+    ):
+        connection, _ = listener.accept()
+        with connection:
+            if hang_up:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                other.close()
+            else:
+                other.shutdown(socket.SHUT_WR)
+            assert tcp_peer_uid(connection) is None
+            assert is_local(connection)
+
+
+def test_one_that_hangs_up_while_it_is_looked_for_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its port may belong to somebody else by then."""
+    with (
+        _listening(socket.AF_INET, ("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as other,
+    ):
+        connection, _ = listener.accept()
+        read_text = Path.read_text
+
+        def read(path: Path, encoding: str) -> str:
+            text = read_text(path, encoding=encoding)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            other.close()
+            return text
+
+        monkeypatch.setattr(Path, "read_text", read)
+        with connection:
+            assert tcp_peer_uid(connection) is None
+
+
+def _address_beyond_loopback(family: socket.AddressFamily) -> str:
+    """One that this machine has."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.77" if family == socket.AF_INET else "2001:db8::77", 9))
+        except OSError as error:
+            pytest.skip(f"this machine has no address to send from: {error.strerror}")
+        return str(probe.getsockname()[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "ours"),
+    [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::")],
+)
+def test_every_address_of_this_machine_is_local(family: socket.AddressFamily, ours: str) -> None:
+    """Also one that calls another one."""
+    source = _address_beyond_loopback(family)
+    loopback = "127.0.0.1" if family == socket.AF_INET else "::1"
+    with _listening(family, (ours, 0)) as listener, socket.socket(family) as other:
+        other.bind((source, 0))
+        other.connect((loopback, listener.getsockname()[1]))
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getpeername()[0] == source
+            assert tcp_peer_uid(connection) == os.geteuid()
+            assert is_local(connection)
+
+
+def test_an_address_that_this_machine_has_is_local_whatever_was_called() -> None:
+    source = _address_beyond_loopback(socket.AF_INET)
+    for theirs, ours in ((source, "198.51.100.7"), (f"::ffff:{source}", "::ffff:198.51.100.7")):
+        assert is_local(_Connected(theirs, ours))  # type: ignore[arg-type]  # as much of a socket as is asked
 
 
 class _Connected:
@@ -215,8 +288,9 @@ class _Connected:
         ("::ffff:127.0.0.1", "::ffff:127.0.0.1", True),
         ("192.0.2.1", "192.0.2.1", True),
         ("fe80::1%eth0", "fe80::1%eth0", True),
-        ("192.0.2.2", "192.0.2.1", False),
-        ("::ffff:192.0.2.2", "::ffff:192.0.2.1", False),
+        ("203.0.113.99", "127.0.0.1", True),
+        ("203.0.113.99", "203.0.113.98", False),
+        ("::ffff:203.0.113.99", "::ffff:203.0.113.98", False),
         ("fe80::2%eth0", "fe80::1%eth0", False),
         ("2001:db8::2", "2001:db8::1", False),
     ],

@@ -13,7 +13,7 @@ import msgspec
 from click.shell_completion import CompletionItem, get_completion_class
 
 from vmstackctl import lines, terminal
-from vmstackctl.options import ABSOLUTE_PATH, DEFAULT_ADDRESS, Choices, Group, Typed
+from vmstackctl.options import ABSOLUTE_PATH, DEFAULT_ADDRESS, Choices, Group, Seconds, Typed
 from vmstackctl.problems import exit_code, explain
 from vmstackctl.values import parse_memory, parse_name, parse_ratio, printable
 from vmstackd.api import requests
@@ -342,7 +342,7 @@ def topology(choices: Choices) -> None:
 @click.option(
     "--interval",
     metavar="SECONDS",
-    type=click.FloatRange(0, 3600),
+    type=Seconds(0, 3600),
     default=0.5,
     show_default=True,
     help="Shortest time between two pictures.",

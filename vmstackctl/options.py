@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,11 +75,24 @@ class Typed(click.ParamType):  # type: ignore[type-arg]  # generic in click 8.5,
 class _Path(click.Path):
     """A path from anywhere; the daemon's working directory is another. Completed by the shell."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401, ARG002
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401
+        if not value:
+            self.fail("it is empty", param, ctx)
         return str(Path(value).absolute())
 
 
 ABSOLUTE_PATH = _Path()
+
+
+class Seconds(click.FloatRange):
+    """A number, of which click takes "nan" for one in any range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """As click asks for."""
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return seconds
 
 
 def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # noqa: ANN401  as the type has it
@@ -101,12 +115,12 @@ def _shared(*, everywhere: bool) -> list[click.Parameter]:
             type=Typed("address", parse_address),
             envvar=None if everywhere else ADDRESS_VARIABLE,
             show_envvar=True,
-            help=f"Where vmstackd is: unix:/PATH or HOST:PORT.  [default: {DEFAULT_ADDRESS}]",
+            help=f"Where vmstackd is: unix:/PATH or /PATH.  [default: {DEFAULT_ADDRESS}]",
         ),
         option(
             "--timeout",
             metavar="SECONDS",
-            type=click.FloatRange(0, LONGEST_TIMEOUT, min_open=True),
+            type=Seconds(0, LONGEST_TIMEOUT, min_open=True),
             help=f"How long to wait for an answer.  [default: {DEFAULT_TIMEOUT:g}]",
         ),
         option(

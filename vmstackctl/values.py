@@ -13,7 +13,6 @@ MIB_PER_GIB = 1024
 
 _MEMORY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(?:([MGT])(?:i?B)?)?", re.IGNORECASE)
 _MIB = {"m": 1, "g": MIB_PER_GIB, "t": MIB_PER_GIB * MIB_PER_GIB}
-_TCP = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 def parse_memory(text: str) -> int:
@@ -46,12 +45,10 @@ def parse_name(text: str) -> str:
 
 
 def parse_address(text: str) -> str:
-    """unix:/PATH, /PATH or HOST:PORT, as the client takes it. Raises ValueError with what is allowed."""
+    """unix:/PATH or /PATH, as the client takes it. Raises ValueError with what is allowed."""
     if text.removeprefix("unix:").startswith("/"):
         return text
-    if (match := _TCP.fullmatch(text)) and 1 <= int(match[2]) <= 65535:
-        return text
-    raise ValueError(f"{printable(text[:80])!r} is not an address; write it as unix:/PATH or HOST:PORT")
+    raise ValueError(f"{printable(text[:80])!r} is not an address; write it as unix:/PATH")
 
 
 def printable(text: str) -> str:

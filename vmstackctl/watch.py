@@ -103,7 +103,13 @@ async def watch(following: Following, *, colour: str, interval: float) -> int:
                 ends: set[asyncio.Future[Any]] = {screen.ended, listening}
                 await asyncio.wait(ends, timeout=interval)
                 await _change(listener, listening, screen.ended)
-                scene = await _look(listener, scene, following.timeout)
+                # A daemon that hangs is waited for, but not by somebody who has seen enough.
+                looking = asyncio.create_task(_look(listener, scene, following.timeout))
+                await asyncio.wait((looking, screen.ended), return_when=asyncio.FIRST_COMPLETED)
+                if not looking.done():
+                    looking.cancel()
+                    break
+                scene = looking.result()
             return screen.ended.result()
     finally:
         listening.cancel()

@@ -36,6 +36,7 @@ EXIT_UNAVAILABLE = 6
 
 RPC, HTTP = "rpc", "http"
 """What sockets are named that systemd passes (FileDescriptorName=)."""
+_FAMILIES = {RPC: (socket.AF_UNIX,), HTTP: (socket.AF_INET, socket.AF_INET6)}
 
 
 class _CannotStart(Exception):
@@ -118,11 +119,13 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        self._reload_due = False
         self._notifier = Notifier(os.environ)
         self._watchdog = watchdog_interval(os.environ)
         self._metrics = Metrics()
         self._http: http.HttpTransport | None = None
+        self._ready = False
 
     async def run(self) -> int:
         try:
@@ -146,6 +149,10 @@ class _Daemon:
             parts.enter_context(listener)
             if name not in (RPC, HTTP):
                 log.warning("socket-unknown", socket=name, next_step=f"name it {RPC} or {HTTP} (FileDescriptorName=)")
+            elif listener.family not in _FAMILIES[name]:
+                reason = f"the passed socket {name} is of the family {listener.family.name}"
+                next_step = f"in its .socket unit, {RPC} needs ListenStream=/A/PATH, {HTTP} ListenStream=ADDRESS:PORT"
+                raise _CannotStart(EXIT_FAILED, "sockets-unusable", reason, next_step)
         return passed
 
     def _make_engine(self) -> Engine:
@@ -167,8 +174,9 @@ class _Daemon:
         """Open the doors, start the engine, and wait for a signal. What is opened is closed with parts."""
         _raise_file_limit()
         settings, host = self._settings, self._engine
-        http_listener = passed.get(HTTP) or self._listen_http(parts)
+        # First the one whose error says which process has it.
         rpc_listener = passed.get(RPC) or self._listen_rpc(parts)
+        http_listener = passed.get(HTTP) or self._listen_http(parts)
         topology = host.state.topology
         log.info(
             "starting",
@@ -191,6 +199,7 @@ class _Daemon:
         if not self._stop.is_set():
             await self._open_doors(parts, http_listener, rpc_listener, dbus)
             await self._stop.wait()
+        self._ready = False
         self._notifier.stopping()
         vms = host.status().host.vms
         log.info("stopping", vms=vms, note="VMs keep running" if vms else None)
@@ -224,6 +233,7 @@ class _Daemon:
             dbus=dbus.address if dbus else None,
             vms=host.status().host.vms,
         )
+        self._ready = True
         self._notifier.ready()
 
     def _listen_http(self, parts: contextlib.AsyncExitStack) -> socket.socket:
@@ -287,16 +297,25 @@ class _Daemon:
             raise self._unreachable(error) from error
         return True
 
+    def _hang_up(self) -> None:
+        """Reload, once for all signals that come until then."""
+        if not self._reload_due:
+            self._reload_due = True
+            asyncio.get_running_loop().call_soon(self._reload)
+
     def _reload(self) -> None:
         """Read the settings again, and use those that can change while VMs run."""
-        self._notifier.reloading()
+        self._reload_due = False
+        if self._ready:  # else the end of the reload would be taken for that of the start
+            self._notifier.reloading()
         try:
             read = self._read_settings()
         except SettingsError as error:
             log.error("reload-failed", reason=error, next_step="correct it and reload; the settings before stay in use")
         else:
             self._use(read)
-        self._notifier.ready()
+        if self._ready:
+            self._notifier.ready()
 
     def _use(self, read: Settings) -> None:
         changed = [row for row in SETTINGS if getattr(read, row.key) != getattr(self._settings, row.key)]

@@ -18,7 +18,6 @@ from vmstackd.api.replies import UnplacedVm
 from vmstackd.feed import Feed
 from vmstackd.hypervisor.base import Hypervisor, HypervisorError, Record, VmMissing
 
-
 GATHER_S = 0.005
 """Seconds until the VM of an operation is looked at again."""
 

@@ -13,6 +13,7 @@ import os
 import pwd
 import socket
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,9 @@ _MOST_BYTES = 1024
 _CREDENTIALS = struct.Struct("3i")
 _ESTABLISHED = "01"
 """A state in the kernel's tables of TCP connections."""
+_ANY_PORT = 9
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
+"""To an address elsewhere; the last one, to an address of one link of which it is not said which."""
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -72,14 +76,20 @@ def user_peer(uid: int) -> Peer:
 def tcp_peer_uid(connection: socket.socket) -> int | None:
     """The user at the other end of a TCP connection within this machine (and network namespace).
 
-    None if the other end is elsewhere or has closed already. The kernel's table of connections has
-    this one twice, once for each end, with the user of that end.
+    None if the other end is elsewhere or has closed already, also while it was looked for: then its port may
+    be somebody else's. The kernel's table of connections has this one twice, once for each end, with the user
+    of that end.
     """
     try:
         ends = _spellings(connection.getpeername()), _spellings(connection.getsockname())
+        uid = _uid_between(set(zip(*ends, strict=False)))
+        connection.getpeername()
     except OSError:
         return None
-    wanted = set(zip(*ends, strict=False))
+    return uid
+
+
+def _uid_between(wanted: Collection[tuple[str, str]]) -> int | None:
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text(encoding="ascii").splitlines()[1:]:
             fields = line.split()
@@ -90,12 +100,25 @@ def tcp_peer_uid(connection: socket.socket) -> int | None:
 
 
 def is_local(connection: socket.socket) -> bool:
-    """Whether the other end of a TCP connection has a loopback address, or the very address that was called."""
+    """Whether the other end of a TCP connection is in this machine: True also where that cannot be seen any more."""
     try:
-        theirs, ours = connection.getpeername()[0], connection.getsockname()[0]
+        end = connection.getpeername()
+        theirs, ours = _plain(end[0]), _plain(connection.getsockname()[0])
     except OSError:
-        return False
-    return theirs == ours or _plain(theirs).is_loopback
+        return True
+    return theirs == ours or theirs.is_loopback or ours.is_loopback or _is_ours(theirs, *end[3:])
+
+
+def _is_ours(address: ipaddress.IPv4Address | ipaddress.IPv6Address, link: int = 0) -> bool:
+    """Whether this machine has the address: from nowhere else would it send to it from the very same one."""
+    ipv4 = address.version == 4
+    to = (str(address), _ANY_PORT) if ipv4 else (str(address), _ANY_PORT, 0, link)
+    try:
+        with socket.socket(socket.AF_INET if ipv4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.connect(to)  # sends nothing
+            return _plain(probe.getsockname()[0]) == address
+    except OSError as error:
+        return error.errno not in _NO_WAY
 
 
 def _plain(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

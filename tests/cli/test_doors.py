@@ -110,6 +110,34 @@ def test_a_hangup_reads_the_settings_again(tmp_path: Path) -> None:
         assert daemon.stop() == 0
 
 
+def test_a_hangup_during_the_start_does_not_pass_for_the_end_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "silent.sock"
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        silent.bind(str(path))
+        silent.listen()
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        uri = f"qemu+unix:///system?socket={path}"
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with Daemon("--hypervisor", uri, "--topology", SMALL_HOST, environment=environment, wait=False) as daemon:
+            daemon.wait_for(" starting ")
+            daemon.process.send_signal(signal.SIGHUP)
+            daemon.wait_for(" info reloaded ")
+            assert daemon.stop() == 0
+        told = b"".join(iter(lambda: _datagram(systemd), b""))
+    assert b"STATUS=connecting to" in told
+    assert b"READY=1" not in told
+    assert b"RELOADING=1" not in told
+
+
+def _datagram(receiver: socket.socket) -> bytes:
+    """Empty if there is none."""
+    try:
+        return receiver.recv(65536)
+    except BlockingIOError:
+        return b""
+
+
 PASS = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
@@ -169,3 +197,22 @@ def test_sockets_that_cannot_be_used_are_a_failure_in_one_line() -> None:
     assert done.returncode == 1
     assert " error sockets-unusable " in one_line(done.stderr)
     assert os.devnull not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["rpc", "http"])
+def test_a_passed_socket_of_the_wrong_kind_is_a_failure_in_one_line(tmp_path: Path, name: str) -> None:
+    with socket.socket(socket.AF_INET if name == "rpc" else socket.AF_UNIX) as given:
+        given.bind(("127.0.0.1", 0) if name == "rpc" else str(tmp_path / "s"))
+        given.listen()
+        done = subprocess.run(
+            [sys.executable, "-c", f"import os; os.dup2({given.fileno()}, 3); {PASS}", *command(*SIM)[1:]],
+            cwd=ROOT,
+            env=clean_environment({"LISTEN_FDS": "1", "LISTEN_FDNAMES": name}),
+            pass_fds=[given.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f' error sockets-unusable reason="the passed socket {name} is of the family AF_' in one_line(done.stderr)

@@ -6,18 +6,33 @@ import asyncio
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.daemon import PATIENCE
-from tests.transports.endpoint import VM, endpoint
+from tests.transports.endpoint import VM, endpoint, until
 from vmstackd import peers
 
 NOBODY = 65534
 CHANGES = [VM, "/remove?name=here"]
 READS = ["/", "/status", "/listvm", "/progress?cpu=1&mem=1&oc=1", "/metrics", "/healthz"]
+
+_ASK_AND_LEAVE = """
+import os, socket, struct, sys
+address, port, how, target = sys.argv[1:]
+connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+connection.connect((address, int(port)))
+connection.sendall(f"GET {target} HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n".encode())
+if how == "half":
+    connection.shutdown(socket.SHUT_WR)
+    connection.recv(1)
+elif how == "reset":
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+connection.close()
+"""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 
@@ -60,6 +75,29 @@ def test_an_unprivileged_user_may_read_and_change_nothing(address: str) -> None:
             for read in READS:
                 assert (await as_user(NOBODY, base + read))[0] == 200
             assert (await as_user(0, base + "/remove?name=here"))[0] == 200
+
+    asyncio.run(run())
+
+
+@needs_root
+@pytest.mark.parametrize("how", ["half", "closed", "reset"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_an_unprivileged_user_that_hangs_up_may_change_nothing_either(address: str, how: str) -> None:
+    async def run() -> None:
+        async with endpoint(address=address) as http:
+            refused: list[str] = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(http.engine, "_observer", lambda outcome: refused.append(outcome.outcome))
+                for number in range(10):
+                    target = VM.replace("here", f"vm{number}")
+                    arguments = [sys.executable, "-I", "-c", _ASK_AND_LEAVE, address, str(http.port), how, target]
+                    process = await asyncio.create_subprocess_exec(
+                        *arguments, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/"
+                    )
+                    assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
+                await until(lambda: len(refused) == 10)
+            assert set(refused) == {"Denied"}
+            assert http.engine.status().host.vms == 0
 
     asyncio.run(run())
 

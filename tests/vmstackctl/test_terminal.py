@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -233,6 +234,28 @@ def test_watch_outlives_the_daemon_and_says_so() -> None:
             is_well_drawn(terminal)
             terminal.type("q")
             terminal.wait_for(rf"^{PROMPT}$")
+    finally:
+        terminal.close()
+        host.close()
+
+
+def test_watch_can_be_ended_while_the_daemon_hangs() -> None:
+    terminal = Terminal(80)
+    host = Host(LARGE_HOST)
+    try:
+        with host.daemon() as daemon:
+            terminal.start(*ctl(host, "watch"))
+            terminal.wait_for("q or Ctrl-C ends")
+            daemon.process.send_signal(signal.SIGSTOP)
+            try:
+                terminal.resize(100, HEIGHT)  # it asks for the topology again
+                time.sleep(1)
+                terminal.type("q")
+                begin = time.monotonic()
+                terminal.wait_for(rf"^{PROMPT}$")
+                assert time.monotonic() - begin < 10
+            finally:
+                daemon.process.send_signal(signal.SIGCONT)
     finally:
         terminal.close()
         host.close()

@@ -61,14 +61,14 @@ def test_what_is_no_level_is_refused_with_what_is(text: str) -> None:
         parse_ratio(text)
 
 
-@pytest.mark.parametrize("text", ["unix:/run/x.sock", "/run/x.sock", "host:8097", "10.0.0.1:1", "[::1]:8097"])
+@pytest.mark.parametrize("text", ["unix:/run/x.sock", "/run/x.sock"])
 def test_addresses_are_taken_as_they_are(text: str) -> None:
     assert parse_address(text) == text
 
 
 @pytest.mark.parametrize("text", ["", "x.sock", "unix:x.sock", "host", "host:", "host:0", "host:65536", "http://h:1"])
 def test_what_is_no_address_is_refused_with_what_is(text: str) -> None:
-    with pytest.raises(ValueError, match="unix:/PATH or HOST:PORT"):
+    with pytest.raises(ValueError, match="unix:/PATH"):
         parse_address(text)
 
 

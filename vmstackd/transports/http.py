@@ -268,13 +268,17 @@ async def _caller(http: web.Request, request: requests.Request) -> Caller:
     identity = http.remote or "unknown"
     if not isinstance(request, requests.Change):
         return Caller(transport="http", identity=identity, role=Role.READER)
-    connection = http.transport.get_extra_info("socket") if http.transport is not None else None
+    try:
+        # One of our own: its number cannot become another connection's while the thread looks.
+        connection = None if http.transport is None else http.transport.get_extra_info("socket").dup()
+    except OSError:
+        connection = None
     if connection is None:  # it has hung up
         return Caller(transport="http", identity=identity, role=Role.READER)
-    uid = await asyncio.to_thread(peers.tcp_peer_uid, connection)
+    with connection:
+        uid, local = await asyncio.to_thread(lambda: (peers.tcp_peer_uid(connection), peers.is_local(connection)))
     if uid is None:
-        role = Role.READER if peers.is_local(connection) else Role.OPERATOR
-        return Caller(transport="http", identity=identity, role=role)
+        return Caller(transport="http", identity=identity, role=Role.READER if local else Role.OPERATOR)
     peer = peers.user_peer(uid)
     role = max(Role.READER, peers.role_of(peer))
     return Caller(transport="http", identity=f"{peer.user}@{identity}", role=role)
