@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -164,7 +165,7 @@ def private_libvirtd(root: Path) -> Iterator[PrivateLibvirtd]:
 
 @functools.cache
 def reap_qemus() -> None:
-    """Reap QEMUs orphaned by this process or its children, from now on.
+    """Reap QEMUs, and processes of containers, orphaned by this process or its children, from now on.
 
     They are left to process 1, which on some test machines takes seconds, and until then libvirt
     takes them for alive: each destruction of a VM would last as long.
@@ -179,10 +180,16 @@ def reap_qemus() -> None:
                 if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     continue
                 for pid in _children():
-                    if Path(f"/proc/{pid}/comm").read_text().startswith("qemu-system"):
+                    if _is_orphan(pid):
                         os.waitpid(pid, os.WNOHANG)
 
     threading.Thread(target=reap, name="reap-qemus", daemon=True).start()
+
+
+def _is_orphan(pid: int) -> bool:
+    """A QEMU, or a process of another PID namespace: that cannot end before all of its processes are reaped."""
+    spaces = re.findall(r"^NSpid:(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[0].split()
+    return len(spaces) > 1 or Path(f"/proc/{pid}/comm").read_text().startswith("qemu-system")
 
 
 def _children() -> list[int]:

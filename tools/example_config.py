@@ -12,6 +12,7 @@ _HEAD = f"""\
 # Settings of vmstackd; see vmstackd.toml(5). What is commented out is the default.
 # Each can also be given in the environment ({ENVIRONMENT_PREFIX}<KEY>) and as a flag, which win over this file.
 # Check:  vmstackd --check-config      Use:  systemctl reload vmstackd  (or restart, where it says so)
+# vmstackd.service sets VMSTACKD_REQUIRE_HYPERVISOR=no; systemctl edit vmstackd can change that.
 """
 
 

@@ -227,9 +227,9 @@ def vmstackd() -> Lines:
         _codes(
             {
                 0: "ended as asked",
-                1: "failed, such as for an address that is taken",
+                1: "failed, such as for a port, a socket or a bus name that is taken: another daemon runs",
                 2: "wrong usage",
-                6: "the hypervisor is unreachable at the start",
+                6: "the hypervisor or the bus is unreachable at the start",
                 78: "a setting or the topology is wrong; one line says where, and what is allowed",
             }
         ),
@@ -238,10 +238,16 @@ def vmstackd() -> Lines:
         "EXAMPLES",
         _paragraphs("Check the settings:"),
         _example(["vmstackd --check-config"]),
-        _paragraphs("Try another host with simulated VMs:"),
-        _example(["vmstackd --hypervisor sim: --topology /usr/share/vmstack/topologies/EPYC-7662.json"]),
-        _paragraphs("Keep CPUs and memory for the host itself:"),
-        _example(["vmstackd --exclude-cpus 0-1,64-65 --reserved-memory 4096"]),
+        _paragraphs("Try another host with simulated VMs, as any user, beside the daemon of this host:"),
+        _example(
+            [
+                "vmstackd --dbus none --socket /tmp/vmstackd.sock --http-port 8199 \\",
+                "    --hypervisor sim: --topology /usr/share/vmstack/topologies/EPYC-7662.json",
+                "vmstackctl --socket /tmp/vmstackd.sock status",
+            ]
+        ),
+        _paragraphs("Look what would be left for VMs if CPUs and memory were kept for the host itself:"),
+        _example(["vmstackd --exclude-cpus 0-1,64-65 --reserved-memory 4096 --check-config"]),
         _paragraphs("Watch what it does:"),
         _example(["journalctl -u vmstackd -f"]),
     )

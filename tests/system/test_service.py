@@ -394,6 +394,52 @@ def test_its_http_socket_can_be_systemds(host: Box) -> None:
         host.enter("systemctl", "stop", "vmstackd-http.socket", "vmstackd.service")
 
 
+def test_its_http_socket_can_become_systemds_while_it_runs(host: Box) -> None:
+    host.enter("systemctl", "enable", "vmstackd-http.socket")
+    try:
+        host.enter("systemctl", "restart", "vmstackd.service")
+        assert show(host, "ActiveState", unit="vmstackd-http.socket") == ["active"]
+        assert json.loads(host.run("curl", "-s", "http://127.0.0.1:8099/healthz").stdout)["hypervisor"] == "up"
+    finally:
+        host.enter("systemctl", "disable", "vmstackd-http.socket")
+        host.enter("systemctl", "stop", "vmstackd-http.socket", "vmstackd.service")
+
+
+@pytest.mark.parametrize("command", ["restart", "stop"])
+def test_its_socket_is_never_lost(host: Box, command: str) -> None:
+    deploy(host, "web")
+    host.enter("systemctl", command, "vmstackd.socket")
+    host.enter("systemctl", "start", "vmstackd.service")
+    assert vmstackctl(host, "list", "--output", "name").stdout == "web\n"
+
+
+def test_whoever_calls_it_while_its_settings_are_wrong_does_no_harm(host: Box) -> None:
+    before = host.path(CONFIG).read_text()
+    try:
+        host.write(CONFIG, before + "period = -1\n")
+        assert host.enter("systemctl", "restart", "vmstackd.service", check=False).returncode == 1
+        for _ in range(2):
+            assert vmstackctl(host, "list", check=False).returncode == 6
+        assert show(host, "ActiveState", unit="vmstackd.socket") == ["active"]
+    finally:
+        host.write(CONFIG, before)
+    host.enter("systemctl", "start", "vmstackd.service")
+
+
+def test_it_does_not_give_up_on_what_may_pass(host: Box) -> None:
+    host.enter("systemctl", "stop", "vmstackd.service")
+    host.enter(
+        "systemd-run", "--unit=occupant", "python3", "-m", "http.server", "--bind=127.0.0.1", "8099", "--directory=/srv"
+    )
+    try:
+        until(lambda: host.run("curl", "-s", "http://127.0.0.1:8099/", check=False).returncode == 0, "no occupant")
+        host.enter("systemctl", "start", "--no-block", "vmstackd.service")
+        until(lambda: int(show(host, "NRestarts")[0]) > 11, "it has given up")
+    finally:
+        host.enter("systemctl", "stop", "occupant")
+    until(lambda: show(host, "ActiveState") == ["active"], "it does not come back")
+
+
 def test_the_units_are_valid(host: Box) -> None:
     units = ["vmstackd.service", "vmstackd.socket", "vmstackd-http.socket"]
     done = host.enter("systemd-analyze", "verify", *units)

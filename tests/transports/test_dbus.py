@@ -28,7 +28,7 @@ from vmstackd.api.errors import ERRORS, VmstackError
 from vmstackd.hypervisor.sim import SimHypervisor
 from vmstackd.transports import dbus
 from vmstackd.transports.dbus import NAME, DbusTransport, NameTaken
-from vmstackd.transports.dbus_connection import CallFailed, Connection
+from vmstackd.transports.dbus_connection import CallFailed, Connection, NotAnswered
 from vmstackd.transports.dbus_interfaces import SUBSET, VM
 from vmstackd.transports.dbus_values import HOST_PATH, dictionary, subset_path, text, vm_name, vm_path
 from vmstackd.transports.turns import MOST_CALLS
@@ -716,6 +716,25 @@ def test_a_name_that_was_lost_is_taken_back(bus: Bus, monkeypatch: pytest.Monkey
         assert before is not None
         await before.give_name(NAME)
         await until(lambda: on_bus.transport._connection not in (None, before))
+        assert await on_bus.client.call("List") == []
+
+    on(bus, check)
+
+
+def test_a_bus_that_is_slow_is_not_left(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dbus, "CHECK_S", 0.05)
+    asked = 0
+
+    async def owner_of(_self: Connection, _name: str) -> str:
+        nonlocal asked
+        asked += 1
+        raise NotAnswered("", "too busy")
+
+    async def check(on_bus: Served) -> None:
+        before = on_bus.transport._connection
+        monkeypatch.setattr(Connection, "owner_of", owner_of)
+        await until(lambda: asked == 3)
+        assert on_bus.transport._connection is before
         assert await on_bus.client.call("List") == []
 
     on(bus, check)

@@ -20,7 +20,7 @@ from tests.transports.endpoint import until
 from vmstackd.api import requests
 from vmstackd.transports import dbus_flags, polkit
 from vmstackd.transports.dbus import NAME
-from vmstackd.transports.dbus_connection import Connection
+from vmstackd.transports.dbus_connection import Connection, NotAnswered
 from vmstackd.transports.dbus_interfaces import HOST, INTERFACES, SUBSET, VM
 from vmstackd.transports.dbus_values import HOST_PATH, subset_path, vm_path
 
@@ -129,6 +129,10 @@ async def stand_in(bus: Bus) -> AsyncIterator[StandIn]:
 
 async def as_nobody(bus: Bus, *arguments: str) -> tuple[int, str, str]:
     return await busctl(bus, *arguments, user=NOBODY)
+
+
+DAEMON = 1
+"""Another unprivileged user."""
 
 
 def test_root_is_not_asked_about(bus: Bus) -> None:
@@ -278,6 +282,27 @@ def test_a_polkit_that_thinks_holds_up_nobody(bus: Bus) -> None:
     on(bus, check)
 
 
+def test_a_user_of_many_calls_does_not_keep_polkit_from_others(bus: Bus) -> None:
+    """The system's bus lets us wait for so many answers and no more."""
+    most = polkit.MOST_QUESTIONS
+
+    async def check(on_bus: Served) -> None:
+        async with stand_in(bus) as authority:
+            authority.answer = None
+            remove = (*ON_HOST, "Remove", "s", "unknown")
+            calls = [asyncio.create_task(as_nobody(bus, *remove)) for _ in range(most + 2)]
+            await until(lambda: len(authority.asked) == most)
+            calls.append(asyncio.create_task(busctl(bus, *remove, user=DAEMON)))
+            await until(lambda: len(authority.asked) == most + 1)
+            authority.answer = lambda _: True
+            authority.say_yes()
+            answers = await asyncio.gather(*calls)
+            assert all("does not exist" in err for _, _, err in answers)
+            assert len(authority.asked) == most + 3
+
+    on(bus, check)
+
+
 def test_on_other_buses_nobody_asks_polkit(bus: Bus) -> None:
     async def check(on_bus: Served) -> None:
         async with stand_in(bus) as authority:
@@ -313,6 +338,19 @@ def test_nobody_vouches_for_a_caller_that_is_gone(bus: Bus, monkeypatch: pytest.
         assert (code, "/unknown may read but not deploy" in err) == (1, True)
 
     on(bus, check, bus.address)
+
+
+def test_a_bus_too_busy_to_say_whose_call_it_is_denies_nobody(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def user_of(_self: Connection, _sender: str) -> int:
+        raise NotAnswered("", "too busy")
+
+    monkeypatch.setattr(Connection, "user_of", user_of)
+
+    async def check(on_bus: Served) -> None:
+        code, _, err = await busctl(bus, *DEPLOY)
+        assert (code, "try again in a moment" in err) == (1, True)
+
+    on(bus, check)
 
 
 # Every member

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.transports.endpoint import until
-from vmstackd.transports.turns import MOST_CALLS, Turns
+from vmstackd.transports.turns import FEW_CALLS, MOST_CALLS, MOST_CALLS_OF_ALL, Turns
 
 
 def test_callers_take_turns_however_much_one_asks() -> None:
@@ -54,5 +54,22 @@ def test_one_caller_cannot_fill_the_memory() -> None:
         assert not turns.add("a", 0)  # served, but not ended
         turns.done("a")
         assert turns.add("a", 0)
+
+    asyncio.run(main())
+
+
+def test_one_program_with_many_connections_cannot_fill_the_memory_nor_shut_out_others() -> None:
+    async def main() -> None:
+        served: list[int] = []
+        turns: Turns[int] = Turns(lambda _caller, call: served.append(call))
+        taken = sum(turns.add(f"a{caller}", 0) for caller in range(100) for _ in range(MOST_CALLS))
+        assert MOST_CALLS_OF_ALL <= taken <= MOST_CALLS_OF_ALL + 100 * FEW_CALLS
+        assert [turns.add("b", 1) for _ in range(FEW_CALLS + 1)] == [True] * FEW_CALLS + [False]
+        await until(lambda: len(served) == taken + FEW_CALLS)
+        for _ in range(MOST_CALLS):
+            turns.done("a0")
+        for _ in range(MOST_CALLS):
+            turns.done("a1")
+        assert turns.add("b", 1), "there is room again"
 
     asyncio.run(main())

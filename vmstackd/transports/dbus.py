@@ -26,13 +26,13 @@ from vmstackd.api.errors import Internal, InvalidRequest, Unavailable, VmstackEr
 from vmstackd.api.session import Event, Missed
 from vmstackd.engine import Engine
 from vmstackd.feed import Subscription
-from vmstackd.transports.dbus_connection import CallFailed, Connection
+from vmstackd.transports.dbus_connection import CallFailed, Connection, NotAnswered
 from vmstackd.transports.dbus_flags import allows_interaction
 from vmstackd.transports.dbus_interfaces import HOST, Method
 from vmstackd.transports.dbus_objects import Objects
 from vmstackd.transports.dbus_values import HOST_PATH, text
 from vmstackd.transports.polkit import Polkit
-from vmstackd.transports.turns import MOST_CALLS, Turns
+from vmstackd.transports.turns import Turns
 
 NAME = "org.vmstack.Host1"
 CHECK_S = 2.0
@@ -165,6 +165,8 @@ class DbusTransport:
                 return connection.reason
             try:
                 owner = await connection.owner_of(NAME)
+            except NotAnswered:
+                continue  # it is busy: leaving it would only fail the calls in progress
             except CallFailed as error:
                 return connection.reason or str(error)
             if owner != self._unique_name:
@@ -228,7 +230,7 @@ class DbusTransport:
     def _called(self, connection: Connection, method: Method, vm: str, message: SdBusMessage) -> None:
         call = _Call(connection, method, vm, message)
         if not self._turns.add(message.sender or "", call):
-            self._refuse(call, Unavailable(f"more than {MOST_CALLS} calls of yours are not answered yet"))
+            self._refuse(call, Unavailable("too many calls are not answered yet; try again in a moment"))
 
     def _serve(self, sender: str, call: _Call) -> None:
         request_id = f"dbus-{next(self._numbers)}"
@@ -286,6 +288,8 @@ class DbusTransport:
     async def _who(self, sender: str, call: _Call) -> Caller:
         try:
             uid: int | None = await call.connection.user_of(sender)
+        except NotAnswered as error:
+            raise Unavailable("the bus is too busy to say whose call this is; try again in a moment") from error
         except CallFailed:
             uid = None  # gone already
         if uid in (0, os.geteuid()):
@@ -294,10 +298,12 @@ class DbusTransport:
             transport="dbus",
             identity=f"{sender}/{_user(uid)}",
             role=Role.READER,
-            grant=None if self._polkit is None else partial(self._grant, self._polkit, sender, call),
+            grant=None if self._polkit is None else partial(self._grant, self._polkit, sender, uid, call),
         )
 
-    async def _grant(self, polkit: Polkit, sender: str, call: _Call, request: requests.Request) -> bool:
+    async def _grant(
+        self, polkit: Polkit, sender: str, uid: int | None, call: _Call, request: requests.Request
+    ) -> bool:
         if not isinstance(request, requests.Change):
             return False
         details = {"vm": text(request.name)}
@@ -307,7 +313,7 @@ class DbusTransport:
             details["level"] = format_level(vm.level)
         action = f"org.vmstack.host1.{type(request).__name__.lower()}"
         return await polkit.allows(
-            call.connection, sender, action, details, interactive=allows_interaction(call.message)
+            call.connection, sender, uid, action, details, interactive=allows_interaction(call.message)
         )
 
     def _answer(self, call: _Call, reply: replies.Reply) -> None:

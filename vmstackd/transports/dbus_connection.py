@@ -55,6 +55,10 @@ class CallFailed(Exception):
         self.error = error
 
 
+class NotAnswered(CallFailed):
+    """A call over the bus was not answered in time."""
+
+
 class _Watched:
     """The event loop as sdbus sees it, for one connection.
 
@@ -276,7 +280,7 @@ class Connection:
                 reply = await self._bus.call_async(message)
             return reply.parse_to_tuple()
         except TimeoutError:
-            raise CallFailed("", f"{to[0]} has not answered {member} for {patience:g} s") from None
+            raise NotAnswered("", f"{to[0]} has not answered {member} for {patience:g} s") from None
         except SdBusUnmappedMessageError as error:
             raise CallFailed(str(error.args[0]), str(error.args[1])) from error
         except SdBusBaseError as error:

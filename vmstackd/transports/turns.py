@@ -11,6 +11,10 @@ _Call = TypeVar("_Call")
 
 MOST_CALLS = 1024
 """Of one caller, that have been made and not answered."""
+MOST_CALLS_OF_ALL = 4096
+"""Of all callers together. One program can be many callers, so this is what bounds the memory."""
+FEW_CALLS = 16
+"""Of one caller, while all together have made too many."""
 SLICE_S = 0.005
 """Seconds of work before others of the event loop get their turn."""
 
@@ -24,13 +28,15 @@ class Turns(Generic[_Call]):
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, deque[_Call]] = {}
         self._open: Counter[str] = Counter()
+        self._all_open = 0
         self._scheduled = False
 
     def add(self, caller: str, call: _Call) -> bool:
-        """False if the caller has made too many already; then it is not served."""
-        if self._open[caller] >= MOST_CALLS:
+        """False if the caller, or all of them, have made too many already; then it is not served."""
+        if self._open[caller] >= (MOST_CALLS if self._all_open < MOST_CALLS_OF_ALL else FEW_CALLS):
             return False
         self._open[caller] += 1
+        self._all_open += 1
         if caller in self._waiting:
             self._waiting[caller].append(call)
         else:
@@ -41,6 +47,7 @@ class Turns(Generic[_Call]):
     def done(self, caller: str) -> None:
         """A call has been answered."""
         self._open[caller] -= 1
+        self._all_open -= 1
         if not self._open[caller]:
             del self._open[caller]
 
