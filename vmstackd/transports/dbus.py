@@ -165,9 +165,8 @@ class DbusTransport:
                 return connection.reason
             try:
                 owner = await connection.owner_of(NAME)
-            except NotAnswered:
-                continue  # it is busy: leaving it would only fail the calls in progress
             except CallFailed as error:
+                # Not answered either if more waits for us than we can do; then a new connection begins without it.
                 return connection.reason or str(error)
             if owner != self._unique_name:
                 return f"the name {NAME} has {'another owner' if owner else 'no owner'}"

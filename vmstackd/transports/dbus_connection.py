@@ -11,6 +11,7 @@ import asyncio
 import functools
 import os
 import re
+import select
 from asyncio.events import _set_running_loop
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from sdbus.sd_bus_internals import (
 
 from vmstackd import log
 from vmstackd.transports.dbus_interfaces import Interface, Method, Property
+from vmstackd.transports.dbus_steps import Steps, steps_of
 
 PATIENCE = 5.0
 """Seconds for an answer of the bus itself."""
@@ -44,6 +46,8 @@ _NAME_IS_OURS = (1, 4)
 """Answers of RequestName: the name is ours now, or was before."""
 _MOST_USERS = 1024
 """Senders whose users are remembered."""
+_SLICE_S = 0.005
+"""Seconds of work before others of the event loop get their turn."""
 _SESSION = "DBUS_SESSION_BUS_ADDRESS"
 
 
@@ -67,10 +71,18 @@ class _Watched:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, driven: Callable[[], None], ended: Callable[[str], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        steps: Steps | None,
+        driven: Callable[[], None],
+        ended: Callable[[str], None],
     ) -> None:
-        """driven: called after sdbus has worked. ended: told why the connection can go on no more."""
+        """steps: of the bus, if they can be had. driven: called after sdbus has worked. ended: told why the
+        connection can go on no more.
+        """
         self._loop = loop
+        self._steps = steps
+        self._again: asyncio.Handle | None = None
         self._driven = driven
         self._ended = ended
         self._readers: set[int] = set()
@@ -102,20 +114,44 @@ class _Watched:
 
     def forget(self) -> None:
         """Remove everything."""
+        self._steps = None
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         for descriptor in tuple(self._readers):
             self.remove_reader(descriptor)
         for descriptor in tuple(self._writers):
             self.remove_writer(descriptor)
 
     def drive(self, process: Callable[[], object]) -> None:
-        """Let sdbus read and write. What it raises would be raised again and again."""
+        """Let sdbus read and write, unless it is about to anyway."""
+        if self._again is None:
+            self._drive(process)
+
+    def _drive(self, process: Callable[[], object]) -> None:
+        """What sdbus raises would be raised again and again."""
+        self._again = None
         try:
-            process()
+            self._work(process)
         except Exception as error:  # of whatever kind: there is no connection any more that could be told
             self.forget()
             self._ended(_reason(error))
         else:
             self._driven()
+
+    def _work(self, process: Callable[[], object]) -> None:
+        steps = self._steps
+        if steps is None:
+            process()
+            return
+        end = self._loop.time() + _SLICE_S
+        while (taken := steps.take()) > 0:
+            if self._loop.time() >= end:
+                self._again = self._loop.call_soon(self._drive, process)
+                return
+        watched = (select.POLLIN if self._readers else 0) | (select.POLLOUT if self._writers else 0)
+        if taken < 0 or steps.events() != watched:
+            process()  # nothing is left to do, but to raise what went wrong, or to wait for something else
 
     @contextmanager
     def as_running_loop(self) -> Iterator[None]:
@@ -220,7 +256,7 @@ class Connection:
         self.reason = ""
         self._bus: SdBus | None = bus
         self._loop = asyncio.get_running_loop()
-        self._watched = _Watched(self._loop, self._look, self._end)
+        self._watched = _Watched(self._loop, steps_of(bus), self._look, self._end)
         self._flushing = False
         self._users: dict[str, int] = {}
         bus.method_call_timeout_usec = MOST_PATIENCE_S * 1_000_000
