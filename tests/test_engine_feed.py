@@ -151,6 +151,26 @@ def test_a_reader_may_change_what_somebody_grants() -> None:
     with_engine(test)
 
 
+def test_the_end_does_not_wait_for_somebody_to_find_a_password() -> None:
+    asked = asyncio.Event()
+
+    async def never(_request: requests.Request) -> bool:
+        asked.set()
+        await asyncio.Event().wait()
+        return True
+
+    async def test(engine: Engine, hv: FaultySim) -> None:
+        caller = Caller(transport="inproc", identity="guest", role=Role.READER, grant=never)
+        waiting = asyncio.create_task(engine.handle(deploy("a"), caller, "1"))
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+        await engine.stop()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert hv.calls == []
+
+    with_engine(test)
+
+
 def test_nobody_may_not_even_read() -> None:
     async def test(engine: Engine, _: FaultySim) -> None:
         with pytest.raises(errors.Denied):

@@ -93,6 +93,8 @@ class Engine:
         self._watch = Watch(self._host, policy, period)
         self._observer = observer
         self._operations: set[asyncio.Task[replies.Reply]] = set()
+        self._asking: set[asyncio.Task[object]] = set()
+        """Operations that have not begun, because somebody is asked whether they may."""
         self._tasks: list[asyncio.Task[None]] = []
         self._started = asyncio.Event()
         self._stopping = False
@@ -156,6 +158,8 @@ class Engine:
     async def stop(self) -> None:
         """Let operations in progress end, then disconnect. VMs keep running."""
         self._stopping = True
+        for task in self._asking:  # an answer may take minutes, and would come too late
+            task.cancel()
         if self._operations:
             await asyncio.wait(self._operations, timeout=STOP_PATIENCE)
         for task in self._tasks:
@@ -276,7 +280,7 @@ class Engine:
 
     async def _dispatch(self, request: requests.Request, caller: Caller, operation: str) -> replies.Reply:
         if isinstance(request, requests.Change):
-            if caller.role < Role.OPERATOR and not (caller.grant is not None and await caller.grant(request)):
+            if caller.role < Role.OPERATOR and not await self._granted(request, caller):
                 raise Denied(f"{caller.identity} may read but not {operation}")
             self._require_link()
         elif caller.role < Role.READER:
@@ -291,11 +295,21 @@ class Engine:
             case requests.Status():
                 return self.status()
             case requests.List():
-                return self._list()
+                return self.vms()
             case requests.Describe():
                 return self._describe(request.name)
             case requests.Topology():
                 return self._topology()
+
+    async def _granted(self, request: requests.Change, caller: Caller) -> bool:
+        task = asyncio.current_task()
+        if caller.grant is None or task is None:
+            return False
+        self._asking.add(task)
+        try:
+            return await caller.grant(request)
+        finally:
+            self._asking.discard(task)
 
     def _require_link(self) -> None:
         if self._stopping:
@@ -444,7 +458,8 @@ class Engine:
             if live.unseen:
                 yield f"VM {name!r} cannot be looked at: {live.unseen}"
 
-    def _list(self) -> replies.ListReply:
+    def vms(self) -> replies.ListReply:
+        """The VMs of this moment."""
         return replies.ListReply(
             vms=tuple(self._describe(name) for subset in self._host.state.subsets for name in subset.vms)
         )

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,7 +23,7 @@ from vmstackd.hypervisor.base import Hypervisor
 from vmstackd.hypervisor.sim import SimHypervisor
 from vmstackd.topology_source import load_topology
 from vmstackd.transports.dbus import NAME, DbusTransport
-from vmstackd.transports.dbus_connection import Connection
+from vmstackd.transports.dbus_connection import CallFailed, Connection
 from vmstackd.transports.dbus_values import HOST_PATH
 
 NOBODY = 65534
@@ -244,3 +244,27 @@ async def busctl(bus: Bus, *arguments: str, user: int | None = None) -> tuple[in
     if shutil.which("busctl") is None:
         pytest.skip("busctl is not installed")
     return await run("busctl", f"--address={bus.address}", *arguments, user=user)
+
+
+@pytest.fixture(scope="module")
+def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bus]:
+    """For the tests of one module, which have to name it to use it."""
+    with running_bus(tmp_path_factory.mktemp("bus")) as found:
+        yield found
+
+
+def on(bus: Bus, check: Callable[[Served], Awaitable[None]], hypervisor: SimHypervisor | None = None) -> None:
+    """Run a check with a started engine on the bus."""
+
+    async def main() -> None:
+        async with served(bus, hypervisor) as found:
+            await check(found)
+
+    asyncio.run(main())
+
+
+async def refused(call: Awaitable[Any]) -> CallFailed:
+    """The error that a call must end with."""
+    with pytest.raises(CallFailed) as caught:
+        await call
+    return caught.value

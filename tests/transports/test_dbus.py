@@ -5,59 +5,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sdbus.sd_bus_internals import is_object_path_valid
+from sdbus.sd_bus_internals import decode_object_path, is_object_path_valid
 
-from tests.daemon import PATIENCE, ROOT
+from tests.daemon import ROOT
 from tests.faulty import OPERATOR, FaultySim, failing, outsider
-from tests.transports.bus import Bus, Client, Served, busctl, client_of, new_engine, ours, running_bus, served
+from tests.transports.bus import (
+    Bus,
+    Client,
+    Served,
+    bus,
+    busctl,
+    client_of,
+    new_engine,
+    on,
+    ours,
+    refused,
+)
 from tests.transports.endpoint import until
 from tools.introspection import document
 from vmstackd import log
 from vmstackd.api import replies, requests
 from vmstackd.api.errors import ERRORS, VmstackError
 from vmstackd.hypervisor.sim import SimHypervisor
-from vmstackd.transports import dbus, dbus_steps
-from vmstackd.transports.dbus import NAME, DbusTransport, NameTaken
+from vmstackd.transports import dbus_steps
+from vmstackd.transports.dbus import NAME, DbusTransport
 from vmstackd.transports.dbus_connection import CallFailed, Connection
 from vmstackd.transports.dbus_interfaces import SUBSET, VM
-from vmstackd.transports.dbus_values import HOST_PATH, dictionary, subset_path, text, vm_name, vm_path
+from vmstackd.transports.dbus_values import HOST_PATH, dictionary, subset_path, text, vm_path
 from vmstackd.transports.turns import MOST_CALLS
+
+__all__ = ["bus"]
 
 IMAGE = "/var/lib/libvirt/images/hello.qcow2"
 EXAMPLE = ("example", 2, 2.0, 2.0, IMAGE)
 BUSCTL = ("call", NAME, HOST_PATH, NAME)
-
-
-@pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bus]:
-    with running_bus(tmp_path_factory.mktemp("bus")) as found:
-        yield found
-
-
-def on(bus: Bus, check: Callable[[Served], Awaitable[None]], hypervisor: SimHypervisor | None = None) -> None:
-    """Run a check with a started engine on the bus."""
-
-    async def main() -> None:
-        async with served(bus, hypervisor) as found:
-            await check(found)
-
-    asyncio.run(main())
-
-
-async def refused(call: Awaitable[Any]) -> CallFailed:
-    with pytest.raises(CallFailed) as caught:
-        await call
-    return caught.value
 
 
 # Calls
@@ -454,7 +443,7 @@ def test_every_name_has_a_path_and_comes_back(name: str) -> None:
     assert is_object_path_valid(path)
     assert path.startswith("/org/vmstack/Host1/vm/")
     assert path.count("/") == 5
-    assert vm_name(path) == name
+    assert decode_object_path(f"{HOST_PATH}/vm", path) == name
 
 
 @given(names, names)
@@ -624,160 +613,6 @@ def test_with_another_sdbus_it_works_too(bus: Bus, monkeypatch: pytest.MonkeyPat
 
     async def check(on_bus: Served) -> None:
         assert await on_bus.client.call("Deploy", "sudds", *EXAMPLE) == [0, 8]
-
-    on(bus, check)
-
-
-# The name
-
-
-COMMAND = Path("/proc/self/comm").read_text(encoding="utf-8").strip()
-
-
-def test_a_second_owner_is_refused_and_told_who_has_the_name(bus: Bus) -> None:
-    async def check(on_bus: Served) -> None:
-        second = DbusTransport(new_engine(), bus.address)
-        with pytest.raises(NameTaken) as caught:
-            await second.start()
-        assert str(caught.value) == f"process {os.getpid()} ({COMMAND}) has the name {NAME}"
-        assert not second.owned
-        assert on_bus.transport.owned
-        assert await on_bus.client.call("List") == []
-
-    on(bus, check)
-
-
-@pytest.mark.parametrize("spec", ["unix:path=/nowhere/bus", "session", "tcp:host=nowhere.invalid,port=1", "nonsense:x"])
-def test_no_bus_is_an_error(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere/session")
-
-    async def main() -> None:
-        transport = DbusTransport(new_engine(), spec)
-        with pytest.raises(OSError, match="bus"):
-            await transport.start()
-        assert not transport.owned
-        await transport.stop()
-
-    asyncio.run(main())
-    assert os.environ["DBUS_SESSION_BUS_ADDRESS"] == "unix:path=/nowhere/session"
-
-
-@pytest.mark.parametrize("spec", ["system", "session"])
-def test_buses_known_by_name(bus: Bus, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"DBUS_{spec.upper()}_BUS_ADDRESS", bus.address)
-
-    async def main() -> None:
-        async with served(bus, spec=spec) as on_bus:
-            assert on_bus.transport.address == spec
-            assert await on_bus.client.call("List") == []
-
-    asyncio.run(main())
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def test_after_the_bus_was_killed_it_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(dbus, "LAST_RETRY_S", 0.2)
-    caplog.set_level(logging.INFO, log.logger.name)
-
-    async def main(bus: Bus) -> None:
-        engine = new_engine()
-        transport = DbusTransport(engine, bus.address)
-        await transport.start()
-        await engine.start()
-        async with client_of(bus.address) as client:
-            await client.call("Deploy", "sudds", *EXAMPLE)
-        open_before = descriptors()
-        for _ in range(5):
-            bus.kill()
-            await until(lambda: not transport.owned)
-            # Whoever gets the numbers of the descriptors that are gone must keep them.
-            ours_, theirs = os.pipe()
-            heard = asyncio.Event()
-            asyncio.get_running_loop().add_reader(ours_, heard.set)
-            await asyncio.sleep(0.3)
-            bus.start()
-            await until(lambda: transport.owned)
-            os.write(theirs, b"x")
-            await asyncio.wait_for(heard.wait(), PATIENCE)
-            asyncio.get_running_loop().remove_reader(ours_)
-            os.close(ours_)
-            os.close(theirs)
-            async with client_of(bus.address) as client:
-                assert [vm[0] for vm in await client.call("List")] == ["example"]
-                assert set(await client.managed()) == {subset_path(2000), vm_path("example")}
-            assert transport.address == bus.address
-        await until(lambda: descriptors() == open_before)
-        await engine.stop()
-        await transport.stop()
-
-    with running_bus(tmp_path) as bus:
-        asyncio.run(main(bus))
-    events = [record.getMessage() for record in caplog.records]
-    assert events.count("dbus-lost") == events.count("dbus-restored") == 5
-
-
-def test_an_operation_survives_the_bus(tmp_path: Path) -> None:
-    sim = FaultySim()
-
-    async def main(bus: Bus) -> None:
-        begun, go_on = asyncio.Event(), asyncio.Event()
-
-        async def plan(operation: str, _: str) -> None:
-            if operation == "create":
-                begun.set()
-                await go_on.wait()
-
-        async with served(bus, sim) as on_bus:
-            sim.plan = plan
-            call = asyncio.create_task(on_bus.client.call("Deploy", "sudds", *EXAMPLE))
-            await begun.wait()
-            bus.kill()
-            await refused(call)
-            go_on.set()
-            await until(lambda: "example" in sim.vms)
-            bus.start()
-            await until(lambda: on_bus.transport.owned)
-            async with client_of(bus.address) as again:
-                assert (await again.call("List"))[0][0] == "example"
-
-    with running_bus(tmp_path) as bus:
-        asyncio.run(main(bus))
-
-
-def test_a_name_that_was_lost_is_taken_back(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dbus, "CHECK_S", 0.05)
-
-    async def check(on_bus: Served) -> None:
-        before = on_bus.transport._connection
-        assert before is not None
-        await before.give_name(NAME)
-        await until(lambda: on_bus.transport._connection not in (None, before))
-        assert await on_bus.client.call("List") == []
-
-    on(bus, check)
-
-
-def test_a_name_that_somebody_else_has_meanwhile_is_waited_for(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(dbus, "CHECK_S", 0.05)
-    monkeypatch.setattr(dbus, "LAST_RETRY_S", 0.2)
-
-    async def check(on_bus: Served) -> None:
-        thief = await Connection.open(bus.address)
-        assert on_bus.transport._connection is not None
-        await on_bus.transport._connection.give_name(NAME)
-        assert await thief.take_name(NAME)
-        await until(lambda: "dbus-unreachable" in caplog.text)
-        assert not on_bus.transport.owned
-        thief.close()
-        await until(lambda: on_bus.transport.owned)
-        assert await on_bus.client.call("List") == []
 
     on(bus, check)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from core.status import HostStatus
-from vmstackd.api import requests
 
 
 class Deployed(msgspec.Struct, frozen=True):
@@ -99,14 +96,3 @@ class TopologyReply(msgspec.Struct, frozen=True):
 
 
 Reply = Deployed | Removed | ProgressReply | StatusReply | ListReply | VmReply | TopologyReply
-
-REPLIES: Mapping[type[requests.Request], type[Reply]] = {
-    requests.Deploy: Deployed,
-    requests.Remove: Removed,
-    requests.Progress: ProgressReply,
-    requests.Status: StatusReply,
-    requests.List: ListReply,
-    requests.Describe: VmReply,
-    requests.Topology: TopologyReply,
-}
-"""What each request is answered with."""

@@ -44,7 +44,6 @@ NOTICE_S = 0.05
 STOP_PATIENCE = 5.0
 """Seconds that calls in progress get to end when the daemon stops."""
 
-_OURSELVES = Caller(transport="dbus", identity="vmstackd", role=Role.READER)
 _SIGNALS = {row.event: row for row in HOST.signals}
 
 
@@ -122,7 +121,7 @@ class DbusTransport:
                 objects = Objects(connection, partial(self._called, connection), self._first_status())
                 undo.callback(objects.end)
                 if self._engine.started:
-                    self._publish_on(objects)
+                    objects.publish(self._engine.status(), self._engine.vms())
                 await _take_name(connection)
                 self._unique_name = await connection.owner_of(NAME)
             except CallFailed as error:
@@ -212,12 +211,7 @@ class DbusTransport:
     def _publish(self) -> None:
         """Raises CallFailed."""
         if self._objects is not None and self._engine.started:
-            self._publish_on(self._objects)
-
-    def _publish_on(self, objects: Objects) -> None:
-        vms = self._engine.read(requests.List(), _OURSELVES, f"dbus-{next(self._numbers)}")
-        if isinstance(vms, replies.ListReply):
-            objects.publish(self._engine.status(), vms)
+            self._objects.publish(self._engine.status(), self._engine.vms())
 
     def _tell(self, event: Event) -> None:
         row = _SIGNALS[type(event)]

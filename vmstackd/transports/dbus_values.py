@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
-from sdbus.sd_bus_internals import decode_object_path, encode_object_path
+from sdbus.sd_bus_internals import encode_object_path
 
 from core.level import UNIT, LevelError, parse_level
 from vmstackd.api import replies, requests
@@ -107,14 +107,9 @@ def ratio(thousandths: int) -> float:
 
 
 def vm_path(name: str) -> str:
-    """The object of a VM. Every name has another one, and ``vm_name`` undoes it."""
+    """The object of a VM. Every name has another one, and sd-bus's decoding of the path gives it back."""
     # Neither can be in the name of a VM, but nothing here may fail.
     return encode_object_path(_VM_PATH, name.encode("utf-8", "replace").decode().replace("\0", "\ufffd"))
-
-
-def vm_name(path: str) -> str:
-    """Whose object it is."""
-    return decode_object_path(_VM_PATH, path)
 
 
 def subset_path(thousandths: int) -> str:
