@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.daemon import PATIENCE, ROOT
+from tests.descriptors import descriptors
 from vmstackd import log
 
 LINE = re.compile(
@@ -180,10 +181,6 @@ class Journal:
             return []
 
 
-def _open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     made = Journal(tmp_path)
@@ -286,7 +283,7 @@ def test_a_traceback_is_one_entry(text: str) -> None:
 
 
 def test_what_is_too_large_for_a_datagram_is_passed_as_a_sealed_file(journal: Journal) -> None:
-    before = _open_files()
+    before = descriptors()
     text = "x\n" * 500_000
     journal.write("gone", why=text)
     data, ancillary, _, _ = journal.socket.recvmsg(10, socket.CMSG_SPACE(4))
@@ -301,7 +298,7 @@ def test_what_is_too_large_for_a_datagram_is_passed_as_a_sealed_file(journal: Jo
         entry = dict(_entry(file.read()))
     assert entry["VMSTACK_WHY"] == text.encode()
     assert entry["VMSTACK_EVENT"] == b"gone"
-    assert _open_files() == before
+    assert descriptors() == before
     assert journal.lines() == []
 
 
@@ -375,10 +372,10 @@ def test_a_record_that_cannot_be_formatted_is_told_and_does_no_harm(
 
 
 def test_stderr_must_be_a_stream_socket(tmp_path: Path) -> None:
-    before = _open_files()
+    before = descriptors()
     with (tmp_path / "log").open("w") as file, pytest.raises(OSError, match="non-socket"):
         log.Unwaiting(file.fileno())
-    assert _open_files() == before
+    assert descriptors() == before
 
 
 PROGRAM = """

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import PATIENCE
+from tests.descriptors import descriptors
 from tests.faulty import FaultySim
 from tests.transports.bus import (
     Bus,
@@ -76,10 +77,6 @@ def test_buses_known_by_name(bus: Bus, spec: str, monkeypatch: pytest.MonkeyPatc
             assert await on_bus.client.call("List") == []
 
     asyncio.run(main())
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_after_the_bus_was_killed_it_comes_back(
