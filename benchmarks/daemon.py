@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.table import aligned
-from tests.daemon import Daemon
+from tests.running import Daemon
 from tests.transports.bus import Bus
 
 STARTS = 5

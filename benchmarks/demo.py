@@ -73,7 +73,7 @@ async def fill(engine: Engine) -> Workload:
 
 async def simulate() -> tuple[replies.TopologyReply, replies.StatusReply, Workload]:
     """Fill the simulated host; returns what it is like then."""
-    flags = {"hypervisor": "sim:", "topology": f"file:{TOPOLOGY}"}
+    flags = {"hypervisor": "sim:", "state_dir": "none", "topology": f"file:{TOPOLOGY}"}
     engine = app.engine(load_settings(flags, {}, config_file=Path(os.devnull)))
     await engine.start()
     try:

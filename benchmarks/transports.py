@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.daemon import HOST
 from benchmarks.table import aligned, median, percentile
-from tests.daemon import clean_environment, command
+from tests.running import clean_environment, command
 from tests.transports.bus import Bus
 from vmstackd import wire
 from vmstackd.api import requests

@@ -7,7 +7,7 @@ import re
 
 import msgspec
 
-from tests.daemon import ROOT
+from tests.running import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, ROOT
 from tests.faulty import FaultySim
+from tests.running import PATIENCE, ROOT
 from tests.transports.endpoint import until
 from tests.transports.rpc import STRANGER, Door, as_root, door, packed
 from vmstackd import client as client_module

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks import demo
-from tests.daemon import PATIENCE, ROOT
+from tests.running import PATIENCE, ROOT
 from tests.vmstackctl.hosts import drawn, signs, terminal
 from vmstackctl.cpu_map import CpuMap
 from vmstackd.api.replies import StatusReply, TopologyReply

@@ -23,7 +23,8 @@ from vmstackd.api.errors import (
     Unavailable,
     VmstackError,
 )
-from vmstackd.engine import Engine, Outcome
+from vmstackd.daemon.operations import Outcome
+from vmstackd.engine import Engine
 from vmstackd.host import GATHER_S
 from vmstackd.hypervisor.base import HypervisorUnreachable, VmMissing
 from vmstackd.topology_source import load_topology

@@ -10,8 +10,8 @@ import pytest
 from core.allocator import empty_state
 from core.model import Rules
 from core.policy import POLICIES
-from tests.daemon import PATIENCE, SMALL_HOST
 from tests.faulty import OPERATOR, FaultySim, failing, outsider
+from tests.running import PATIENCE, SMALL_HOST
 from tests.transports.endpoint import until
 from vmstackd import engine as engine_module
 from vmstackd.api import errors, requests

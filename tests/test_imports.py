@@ -96,18 +96,18 @@ def test_the_modules_are_found() -> None:
         MODULES
     )
     assert "core.level" in IMPORTS["vmstackd.engine"]
-    assert "vmstackd.log" in IMPORTS["vmstackd.engine"]
+    assert "vmstackd.daemon.log" in IMPORTS["vmstackd.engine"]
 
 
 @pytest.mark.parametrize(
     ("source", "found"),
     [
         ("import a.b, c", {"a.b", "c"}),
-        ("from vmstackd import log", {"vmstackd.log"}),
-        ("from vmstackd.log import info", {"vmstackd.log"}),
+        ("from vmstackd import log", {"vmstackd.daemon.log"}),
+        ("from vmstackd.daemon.log import info", {"vmstackd.daemon.log"}),
         ("from . import base", {"vmstackd.hypervisor.base"}),
         ("from .base import Record", {"vmstackd.hypervisor.base"}),
-        ("from ..log import info", {"vmstackd.log"}),
+        ("from ..log import info", {"vmstackd.daemon.log"}),
         ("def f():\n    import libvirt", {"libvirt"}),
     ],
 )

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.daemon import PATIENCE, ROOT
+from tests.running import PATIENCE, ROOT
 from tools import man_pages
 from vmstackctl.commands import SHELLS, cli
 from vmstackctl.options import EXIT_CODES
-from vmstackd.settings import SETTINGS
+from vmstackd.settings import TABLE
 
 GROFF = ("groff", "-ww", "-man", "-Tutf8", "-P-c", "-rLL=100n")
 
@@ -85,9 +85,9 @@ def test_each_command_option_and_exit_code_is_in_the_page(made: Path) -> None:
 
 def test_each_setting_is_in_both_pages(made: Path) -> None:
     keys, flags = (made / "vmstackd.toml.5").read_text(), (made / "vmstackd.8").read_text()
-    for row in SETTINGS:
+    for row in TABLE.rows:
         assert f".TP\n\\fB{row.key}\\fR\n" in keys
-        assert man_pages.escaped(row.variable) in keys
+        assert man_pages.escaped(TABLE.variable(row)) in keys
         assert f"\\fB{man_pages.escaped(row.flag)}\\fR" in flags
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.daemon import PATIENCE, ROOT, clean_environment
 from tests.readme import README, Step, check_printed, part, steps
+from tests.running import PATIENCE, ROOT, clean_environment
 from tests.test_tools import Runner, needs_embedded, purged, qemus, state_path
 from tools.state_dir import DEFAULT
-from vmstackd.settings import SETTINGS, load_settings
+from vmstackd.settings import TABLE, load_settings
 
 __all__ = ["state_path"]
 
@@ -138,11 +138,11 @@ def test_the_toml_example_is_valid(tmp_path: Path) -> None:
 def test_the_table_has_every_setting_with_its_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? ?\| ", README, re.MULTILINE)
 
-    assert rows == [(row.key, row.shown_default) for row in SETTINGS]
+    assert rows == [(row.key, row.shown_default) for row in TABLE.rows]
 
 
 def test_the_old_names_of_settings_are_all_there() -> None:
-    assert all(f"`{row.legacy}`" in README for row in SETTINGS if row.legacy)
+    assert all(f"`{row.legacy}`" in README for row in TABLE.rows if row.legacy)
 
 
 def test_the_table_has_every_make_target() -> None:

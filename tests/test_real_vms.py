@@ -20,7 +20,7 @@ import pytest
 
 from core.cpuset import format_cpu_list, parse_cpu_list
 from tests import real
-from tests.daemon import PATIENCE, Daemon
+from tests.running import PATIENCE, Daemon
 
 pytestmark = pytest.mark.real
 

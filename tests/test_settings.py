@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from core.policy import POLICIES
 from vmstackd import settings as module
-from vmstackd.settings import SETTINGS, Setting, Settings, SettingsError, load_settings
+from vmstackd.daemon.table import Setting, SettingsError
+from vmstackd.settings import TABLE, Settings, load_settings
 
-ROWS = {row.key: row for row in SETTINGS}
+ROWS = {row.key: row for row in TABLE.rows}
 
 
 class Good(msgspec.Struct, frozen=True):
@@ -109,10 +110,10 @@ def _load(folder: Path, row: Setting, given: dict[str, str]) -> Settings:
     """given: a text (in the file: TOML) by source."""
     config, env_file = folder / "vmstackd.toml", folder / "env"
     config.write_text(f"{row.key} = {given['file']}\n" if "file" in given else "", encoding="utf-8")
-    env_file.write_text(f"{row.variable}={given['env_file']}\n" if "env_file" in given else "", encoding="utf-8")
+    env_file.write_text(f"{TABLE.variable(row)}={given['env_file']}\n" if "env_file" in given else "", encoding="utf-8")
     return load_settings(
         {row.key: given["flag"]} if "flag" in given else {},
-        {row.variable: given["environment"]} if "environment" in given else {},
+        {TABLE.variable(row): given["environment"]} if "environment" in given else {},
         env_file,
         config,
     )
@@ -122,19 +123,19 @@ def _place(folder: Path, row: Setting, source: str) -> str:
     """How an error names a source and the key there."""
     return {
         "file": f"{folder / 'vmstackd.toml'}: {row.key}: ",
-        "env_file": f"{folder / 'env'}: line 1: {row.variable}: ",
-        "environment": f"environment variable {row.variable}: ",
+        "env_file": f"{folder / 'env'}: line 1: {TABLE.variable(row)}: ",
+        "environment": f"environment variable {TABLE.variable(row)}: ",
         "flag": f"{row.flag}: ",
     }[source]
 
 
 def test_every_row_has_a_sample_a_field_and_a_meaning() -> None:
     assert SAMPLES.keys() == ROWS.keys() == set(Settings.__struct_fields__)
-    assert all(row.help and row.metavar for row in SETTINGS)
-    assert len({row.legacy for row in SETTINGS if row.legacy}) == len([row for row in SETTINGS if row.legacy])
+    assert all(row.help and row.metavar for row in TABLE.rows)
+    assert len({row.legacy for row in TABLE.rows if row.legacy}) == len([row for row in TABLE.rows if row.legacy])
 
 
-@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.key)
+@pytest.mark.parametrize("row", TABLE.rows, ids=lambda row: row.key)
 def test_without_any_source_the_default_holds_and_the_row_would_allow_it(row: Setting, tmp_path: Path) -> None:
     loaded = _load(tmp_path, row, {})
     assert getattr(loaded, row.key) == row.default
@@ -143,7 +144,7 @@ def test_without_any_source_the_default_holds_and_the_row_would_allow_it(row: Se
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.key)
+@pytest.mark.parametrize("row", TABLE.rows, ids=lambda row: row.key)
 def test_each_source_beats_the_weaker_ones(row: Setting, source: str, tmp_path: Path) -> None:
     lost, won = SAMPLES[row.key].good
     weaker = SOURCES[: SOURCES.index(source)]
@@ -152,7 +153,7 @@ def test_each_source_beats_the_weaker_ones(row: Setting, source: str, tmp_path: 
     assert getattr(loaded, row.key) == won.value
 
 
-@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.key)
+@pytest.mark.parametrize("row", TABLE.rows, ids=lambda row: row.key)
 def test_each_row_understands_both_good_values_from_each_source(row: Setting, tmp_path: Path) -> None:
     for good in SAMPLES[row.key].good:
         for source in SOURCES:
@@ -160,7 +161,7 @@ def test_each_row_understands_both_good_values_from_each_source(row: Setting, tm
             assert getattr(loaded, row.key) == good.value
 
 
-@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.key)
+@pytest.mark.parametrize("row", TABLE.rows, ids=lambda row: row.key)
 def test_a_bad_value_is_one_line_that_names_source_key_and_what_is_allowed(row: Setting, tmp_path: Path) -> None:
     sample = SAMPLES[row.key]
     cases = [("file", text) for text in sample.bad_toml]
@@ -176,14 +177,14 @@ def test_a_bad_value_is_one_line_that_names_source_key_and_what_is_allowed(row: 
         assert len(message) < 400 + len(str(tmp_path))
 
 
-@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.key)
+@pytest.mark.parametrize("row", TABLE.rows, ids=lambda row: row.key)
 def test_a_bad_value_counts_even_where_a_stronger_source_has_a_good_one(row: Setting, tmp_path: Path) -> None:
     sample = SAMPLES[row.key]
     with pytest.raises(SettingsError):
         _load(tmp_path, row, {"file": sample.bad_toml[0], "flag": sample.good[0].text})
 
 
-@given(st.sampled_from(SETTINGS), st.text() | st.text(alphabet="0123456789=,.-/: ae\n"))
+@given(st.sampled_from(TABLE.rows), st.text() | st.text(alphabet="0123456789=,.-/: ae\n"))
 def test_no_text_makes_a_row_fail_in_any_other_way(row: Setting, text: str) -> None:
     try:
         row.read(text)

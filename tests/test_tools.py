@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import ROOT, Daemon
 from tests.real import QEMU, missing_embedded, missing_qemu
+from tests.running import ROOT, Daemon
 from tools import hello_image, purge, run, state_dir
 from tools.state_dir import MARK, StateDir, StateDirError
 

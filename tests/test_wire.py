@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from typing import Any
+from typing import Any, get_args
 
 import msgpack  # type: ignore[import-untyped]  # it comes without types
 import msgspec
@@ -17,7 +17,8 @@ from vmstackd import wire
 from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import ERRORS, Internal, InvalidRequest, NoCapacity, VmstackError
 
-PROGRESS = {"vcpus": 2, "memory_mib": 4096, "level": 1500}
+HOST_REQUESTS = frozenset(get_args(requests.HostRequest))
+PROGRESS: dict[str, Any] = {"vcpus": 2, "memory_mib": 4096, "level": 1500}
 STATUS = replies.StatusReply(
     host=HostStatus(
         cpus=16,
@@ -243,7 +244,7 @@ def test_depth_counts_wherever_it_is(params: list[Any]) -> None:
     with pytest.raises(wire.Malformed, match="within each other"):
         wire.read_params(params, requests.Status)
     with pytest.raises(wire.Malformed, match="within each other"):
-        wire.unknown_method(wire.Call(1, "nonsense", params))
+        wire.unknown_method(wire.Call(1, "nonsense", params), HOST_REQUESTS)
 
 
 def test_depth_up_to_the_limit_is_only_the_wrong_type() -> None:
@@ -310,7 +311,7 @@ def test_the_field_of_an_item_is_named() -> None:
 
 
 def test_an_unknown_method_is_named_with_those_that_exist() -> None:
-    error = wire.unknown_method(wire.Call(1, "destroy", []))
+    error = wire.unknown_method(wire.Call(1, "destroy", []), HOST_REQUESTS)
     assert error.details == {"field": "method"}
     assert "'destroy'" in error.message
     assert all(method in error.message for method in wire.METHODS)

@@ -6,11 +6,12 @@ import sys
 import textwrap
 
 from core.cpuset import format_cpu_list
-from vmstackd.settings import ENVIRONMENT_PREFIX, SETTINGS, Setting
+from vmstackd.daemon.table import Setting
+from vmstackd.settings import TABLE
 
 _HEAD = f"""\
 # Settings of vmstackd; see vmstackd.toml(5). What is commented out is the default.
-# Each can also be given in the environment ({ENVIRONMENT_PREFIX}<KEY>) and as a flag, which win over this file.
+# Each can also be given in the environment ({TABLE.prefix}<KEY>) and as a flag, which win over this file.
 # Check:  vmstackd --check-config      Use:  systemctl reload vmstackd  (or restart, where it says so)
 # vmstackd.service sets VMSTACKD_REQUIRE_HYPERVISOR=no; systemctl edit vmstackd can change that.
 """
@@ -18,7 +19,7 @@ _HEAD = f"""\
 
 def example() -> str:
     """The file, in TOML."""
-    return _HEAD + "".join(f"\n{_entry(row)}" for row in SETTINGS)
+    return _HEAD + "".join(f"\n{_entry(row)}" for row in TABLE.rows)
 
 
 def _entry(row: Setting) -> str:

@@ -18,7 +18,8 @@ import click
 from vmstackctl.commands import SHELLS, cli, completion_script
 from vmstackctl.options import ADDRESS_VARIABLE, EXIT_CODES
 from vmstackd.__main__ import command_line
-from vmstackd.settings import DEFAULT_FILE, ENVIRONMENT_PREFIX, SETTINGS, Setting
+from vmstackd.daemon.table import Setting
+from vmstackd.settings import TABLE
 from vmstackd.version import VERSION
 
 _SIGNS = {"\\": r"\e", "-": r"\-", "'": r"\(aq", '"': r"\(dq", "^": r"\(ha", "~": r"\(ti", "`": r"\(ga"}
@@ -179,7 +180,7 @@ def _click_options(context: click.Context) -> Lines:
 
 def vmstackd() -> Lines:
     """The page of the daemon, from argparse's definitions."""
-    settings = {row.key for row in SETTINGS}
+    settings = {row.key for row in TABLE.rows}
     actions = list(_actions(command_line()))
     yield from _head("vmstackd", 8, "places VMs of several oversubscription levels into disjoint sets of CPUs")
     yield from _section("SYNOPSIS", [rf"{_bold('vmstackd')} [{_italic('OPTION')}]..."])
@@ -196,10 +197,10 @@ def vmstackd() -> Lines:
     )
     yield from _section("OPTIONS", _items(_argument(action) for action in actions if action.dest not in settings))
     yield from _section(
-        "SETTINGS",
+        "TABLE.rows",
         _paragraphs(f"""
             Each of these can also stand in the configuration file and in the environment; see vmstackd.toml(5). A
-            flag wins over the environment ({ENVIRONMENT_PREFIX}KEY), that over --env-file, that over the file.
+            flag wins over the environment ({TABLE.prefix}KEY), that over --env-file, that over the file.
         """),
         _items(_argument(action) for action in actions if action.dest in settings),
     )
@@ -216,7 +217,7 @@ def vmstackd() -> Lines:
         "FILES",
         _items(
             [
-                (_italic(str(DEFAULT_FILE)), "Settings."),
+                (_italic(str(TABLE.file)), "Settings."),
                 (_italic("/run/vmstack/vmstackd.sock"), "Where vmstackctl(1) and other clients ask."),
                 (_italic("/usr/share/vmstack/topologies"), "Known hosts, for --topology with --hypervisor sim:."),
             ]
@@ -272,12 +273,12 @@ def _argument(action: argparse.Action) -> tuple[str, str]:
 def vmstackd_toml() -> Lines:
     """The page of the configuration file, from the table of settings."""
     yield from _head("vmstackd.toml", 5, "settings of vmstackd")
-    yield from _section("SYNOPSIS", [_italic(str(DEFAULT_FILE))])
+    yield from _section("SYNOPSIS", [_italic(str(TABLE.file))])
     yield from _section(
         "DESCRIPTION",
         _paragraphs(f"""
             A TOML file with one key per setting, all of them optional. Each can also be given in the environment
-            ({ENVIRONMENT_PREFIX} and the key in capitals) and as a flag of vmstackd(8). A flag wins over the
+            ({TABLE.prefix} and the key in capitals) and as a flag of vmstackd(8). A flag wins over the
             environment, that over --env-file, that over this file. Lists may be TOML arrays or, as everywhere else,
             texts with commas; true and false are written yes and no elsewhere.
 
@@ -285,7 +286,7 @@ def vmstackd_toml() -> Lines:
             --check-config reads everything and starts nothing.
         """),
     )
-    yield from _section("SETTINGS", _items((_bold(row.key), _setting(row)) for row in SETTINGS))
+    yield from _section("TABLE.rows", _items((_bold(row.key), _setting(row)) for row in TABLE.rows))
     yield from _section(
         "EXAMPLES",
         _example(
@@ -308,7 +309,7 @@ def _setting(row: Setting) -> str:
     if row.shown_default:
         lines.append(f"Default: {row.shown_default}")
     lines.append(f"Flag: {row.flag} {row.metavar}")
-    lines.append(f"Environment: {row.variable}")
+    lines.append(f"Environment: {TABLE.variable(row)}")
     if row.legacy:
         lines.append(f"In an --env-file of the prototype: {row.legacy}")
     lines.append("Can change while vmstackd runs (systemctl reload)." if row.reload else "Needs a restart.")

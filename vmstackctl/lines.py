@@ -126,6 +126,9 @@ def _event(happened: Line) -> str:
             return "well: all is as it should be"
         case session.Degraded():
             return f"degraded: {printable('; '.join(happened.problems))}"
+        case session.HostChanged():
+            why = f": {printable(happened.reason)}" if happened.reason else ""
+            return f"host {printable(happened.host)} is {printable(happened.state)}{why}"
         case session.Missed():
             return f"missed: {count(happened.count, 'event')} could not be delivered in time"
         case Disconnected():

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from core.cpuset import format_cpu_list
-from vmstackd import app, log
+from vmstackd import app
+from vmstackd.daemon import log
+from vmstackd.daemon.table import SettingsError
 from vmstackd.hypervisor.base import HypervisorError
-from vmstackd.settings import DEFAULT_FILE, SETTINGS, Settings, SettingsError, load_settings
+from vmstackd.settings import TABLE, Settings, load_settings
 from vmstackd.topology_source import dump_topology
 from vmstackd.version import VERSION
 
@@ -28,7 +30,7 @@ examples:
   vmstackd --dump-topology > host.json                      this machine's CPUs, as a file
   vmstackd --check-config --config /etc/vmstack/vmstackd.toml
 
-Every option that takes a value can also stand in the file ({DEFAULT_FILE}), as
+Every option that takes a value can also stand in the file ({TABLE.file}), as
 "critical_size = 6", and in the environment, as VMSTACKD_CRITICAL_SIZE=6. A flag wins over
 the environment, that over --env-file, that over the file.
 
@@ -53,16 +55,14 @@ def command_line() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vmstackd {VERSION}")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"TOML settings (default: {DEFAULT_FILE}, if there)"
-    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"TOML settings (default: {TABLE.file}, if there)")
     parser.add_argument(
         "--env-file", type=Path, metavar="FILE", help="KEY=VALUE lines; the prototype's keys are understood"
     )
     parser.add_argument("--check-config", action="store_true", help="read all settings and the topology, then exit")
     parser.add_argument("--dump-topology", action="store_true", help="write the topology as JSON, then exit")
     parser.add_argument("--load", metavar="FILE", help="the same as --topology FILE for a topology")
-    for row in SETTINGS:
+    for row in TABLE.rows:
         text = row.help.replace("%", "%%") + (f" (default: {row.shown_default})" if row.shown_default else "")
         parser.add_argument(row.flag, dest=row.key, metavar=row.metavar, help=text)
     return parser
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon; returns its exit code."""
     parser = command_line()
     given = parser.parse_args(arguments)
-    flags = {row.key: value for row in SETTINGS if (value := getattr(given, row.key)) is not None}
+    flags = {row.key: value for row in TABLE.rows if (value := getattr(given, row.key)) is not None}
     if given.load is not None:
         if "topology" in flags:
             parser.error("--load FILE and --topology both name a topology; give one of them")

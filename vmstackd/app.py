@@ -18,16 +18,19 @@ from core.cpuset import format_cpu_list
 from core.model import HostState, Rules
 from core.policy import POLICIES
 from core.topology import TopologyError
-from vmstackd import log, peers, supervision
-from vmstackd.engine import Engine, Outcome
+from vmstackd.daemon import http, log, peers, stream, supervision, unix_socket
+from vmstackd.daemon.operations import Outcome
+from vmstackd.daemon.systemd import Notifier, PassedSocketsError, forget, passed_sockets, watchdog_interval
+from vmstackd.daemon.table import SettingsError
+from vmstackd.engine import Engine
 from vmstackd.hypervisor import HypervisorOptions, open_hypervisor
 from vmstackd.hypervisor.base import Hypervisor, HypervisorError
+from vmstackd.local_state import LocalState, LocalStateError
 from vmstackd.metrics import Metrics
-from vmstackd.settings import SETTINGS, Settings, SettingsError
-from vmstackd.systemd import Notifier, PassedSocketsError, forget, passed_sockets, watchdog_interval
+from vmstackd.settings import TABLE, Settings
 from vmstackd.topology_source import load_topology
-from vmstackd.transports import http, stream, unix_socket
 from vmstackd.transports.dbus import DbusTransport, NameTaken
+from vmstackd.transports.http import HostHttp
 from vmstackd.version import VERSION
 
 EXIT_DONE = 0
@@ -82,9 +85,18 @@ def engine(settings: Settings, observer: Callable[[Outcome], None] = lambda _: N
         host_state(settings),
         POLICIES[settings.policy],
         hypervisor(settings),
+        local=_local_state(settings),
+        name=settings.name,
         period=settings.period,
         observer=observer,
     )
+
+
+def _local_state(settings: Settings) -> LocalState:
+    try:
+        return LocalState(None if settings.state_dir == "none" else Path(settings.state_dir))
+    except LocalStateError as error:
+        raise SettingsError(f"state_dir: {error}") from error
 
 
 def _rules(settings: Settings) -> Rules:
@@ -124,7 +136,7 @@ class _Daemon:
         self._notifier = Notifier(os.environ)
         self._watchdog = watchdog_interval(os.environ)
         self._metrics = Metrics()
-        self._http: http.HttpTransport | None = None
+        self._http: HostHttp | None = None
         self._ready = False
 
     async def run(self) -> int:
@@ -218,10 +230,14 @@ class _Daemon:
             rpc = stream.StreamTransport(host, rpc_listener)
             await rpc.start()
             parts.push_async_callback(rpc.stop)
-        self._http = http.HttpTransport(host, self._metrics, http_listener, self._settings.http_names)
+        self._http = HostHttp(host, self._metrics, http_listener, self._settings.http_names)
         await self._http.start()
         parts.push_async_callback(self._http.stop)
-        tasks = [asyncio.create_task(supervision.show_status(host, self._notifier))]
+        tasks = [
+            asyncio.create_task(
+                supervision.show_status(host, self._notifier, lambda: supervision.status_line(host.status()))
+            )
+        ]
         if self._watchdog is not None:
             tasks.append(asyncio.create_task(supervision.feed_watchdog(host, self._notifier, self._watchdog)))
         for task in tasks:
@@ -318,7 +334,7 @@ class _Daemon:
             self._notifier.ready()
 
     def _use(self, read: Settings) -> None:
-        changed = [row for row in SETTINGS if getattr(read, row.key) != getattr(self._settings, row.key)]
+        changed = [row for row in TABLE.rows if getattr(read, row.key) != getattr(self._settings, row.key)]
         now = {row.key: getattr(read, row.key) for row in changed if row.reload}
         later = [row.key for row in changed if not row.reload]
         settings = self._settings = msgspec.structs.replace(self._settings, **now)

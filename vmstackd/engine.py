@@ -7,33 +7,32 @@ own threads, for several VMs at once.
 from __future__ import annotations
 
 import asyncio
+import platform
 import time
 from collections.abc import Callable, Iterable
+from typing import get_args
 
 import msgspec
 
 from core.allocator import plan_deploy, plan_remove, plan_withdraw, progress, refusal
-from core.cpuset import format_cpu_list
 from core.level import format_level
 from core.model import HostState, Plan, Refusal, Rules, Vm
 from core.policy import Policy
 from core.status import host_status
-from vmstackd import log
 from vmstackd.api import replies, requests
-from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import (
     AlreadyExists,
-    Denied,
+    Cordoned,
     HypervisorFailed,
     Internal,
-    InvalidRequest,
     NotFound,
     Unavailable,
-    VmstackError,
     refused,
 )
-from vmstackd.api.session import Degraded, VmDeployed, VmRefused, VmRemoved
-from vmstackd.feed import Feed, Subscription
+from vmstackd.api.session import Degraded, Identity, VmDeployed, VmRefused, VmRemoved
+from vmstackd.daemon import log
+from vmstackd.daemon.feed import Subscription
+from vmstackd.daemon.operations import NOT_REFUSALS, Operations, Outcome, operation_of
 from vmstackd.host import Host, LiveVm, Phase
 from vmstackd.hypervisor.base import (
     Hypervisor,
@@ -44,6 +43,7 @@ from vmstackd.hypervisor.base import (
     VmMissing,
 )
 from vmstackd.hypervisor.options import HypervisorOptions
+from vmstackd.local_state import LocalState, LocalStateError
 from vmstackd.watch import Watch
 
 GRACE_S = 30.0
@@ -55,28 +55,11 @@ CONNECT_RETRY_S = 2.0
 NOTICE_S = 0.05
 """Seconds for which changes are gathered before it is looked whether something has degraded."""
 
-STOP_PATIENCE = 60.0
-"""Seconds that operations in progress get to end when the daemon stops."""
 
-
-_NOT_REFUSALS = frozenset({InvalidRequest.code, Denied.code, "ok", "cancelled"})
-"""Outcomes that subscribers are not told: anybody can cause them, as often as they like."""
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """One finished request, for counters.
-
-    outcome: "ok" or the code of the error. reason: the resource of a refusal, else empty.
-    """
-
-    operation: str
-    outcome: str
-    reason: str
-    seconds: float
-
-
-class Engine:
+class Engine(Operations):
     """See the module. Create it in a running event loop, ``start`` it, ``handle`` requests, ``stop`` it."""
+
+    accepted = frozenset(get_args(requests.HostRequest))
 
     def __init__(
         self,
@@ -84,20 +67,22 @@ class Engine:
         policy: Policy,
         hypervisor: Hypervisor,
         *,
+        local: LocalState | None = None,
+        name: str = "",
         period: float = 15.0,
         observer: Callable[[Outcome], None] = lambda _: None,
     ) -> None:
-        """state: an empty one. period: seconds between two comparisons with the hypervisor."""
+        """state: an empty one. local: what the host keeps; None: nothing. name: of the host; empty: the machine's.
+
+        period: seconds between two comparisons with the hypervisor.
+        """
+        self._local = LocalState(None) if local is None else local
         self._host = Host(state, hypervisor)
+        identity = Identity(program="vmstackd", host=name or platform.node(), uuid=self._local.uuid)
+        super().__init__(identity, self._host.feed, observer)
         self._policy = policy
         self._watch = Watch(self._host, policy, period)
-        self._observer = observer
-        self._operations: set[asyncio.Task[replies.Reply]] = set()
-        self._asking: set[asyncio.Task[object]] = set()
-        """Operations that have not begun, because somebody is asked whether they may."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._started = asyncio.Event()
-        self._stopping = False
 
     # Life
 
@@ -157,11 +142,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Let operations in progress end, then disconnect. VMs keep running."""
-        self._stopping = True
-        for task in self._asking:  # an answer may take minutes, and would come too late
-            task.cancel()
-        if self._operations:
-            await asyncio.wait(self._operations, timeout=STOP_PATIENCE)
+        await self.end_operations()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -171,16 +152,6 @@ class Engine:
     def running(self) -> bool:
         """Whether it has started and everything it does by itself is being done."""
         return self._started.is_set() and not any(task.done() for task in self._tasks)
-
-    @property
-    def started(self) -> bool:
-        """Whether requests are answered."""
-        return self._started.is_set()
-
-    @property
-    def feed(self) -> Feed:
-        """What happens."""
-        return self._host.feed
 
     def reconfigure(self, rules: Rules, policy: Policy, period: float, options: HypervisorOptions) -> None:
         """Decide by other rules from now on. What a level has keeps its CPUs; what it then owes is degraded."""
@@ -201,95 +172,35 @@ class Engine:
 
     # Requests
 
-    async def handle(self, request: requests.Request, caller: Caller, request_id: str) -> replies.Reply:
-        """Answer one request, or raise a VmstackError. A change runs to its end even if the caller goes away.
-
-        A request that comes before the start has ended waits for that.
-        """
-        if not self._started.is_set():
-            await self._started.wait()
-        if not isinstance(request, requests.Change):
-            return await self._handle(request, caller, request_id)
-        return await asyncio.shield(self.begin(request, caller, request_id))
-
-    def begin(self, request: requests.Change, caller: Caller, request_id: str) -> asyncio.Task[replies.Reply]:
-        """Begin a change, after the start. The task, which nobody may cancel, returns or raises as ``handle`` does."""
-        task = asyncio.create_task(self._handle(request, caller, request_id))
-        self._operations.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def read(self, request: requests.Request, caller: Caller, request_id: str) -> replies.Reply:
-        """Answer a request that only reads, as ``handle`` does, but without a task: reading never waits.
-
-        Raises a VmstackError; RuntimeError for a change, or before the start.
-        """
-        if isinstance(request, requests.Change) or not self.started:
-            raise RuntimeError(f"{type(request).__name__} cannot be answered at once")
-        work = self._handle(request, caller, request_id)
-        try:
-            work.send(None)
-        except StopIteration as answered:
-            reply: replies.Reply = answered.value
-            return reply
-        finally:
-            work.close()
-        raise RuntimeError(f"{type(request).__name__} waits for something")
-
-    def _ended(self, task: asyncio.Task[replies.Reply]) -> None:
-        self._operations.discard(task)
-        if not task.cancelled():
-            task.exception()  # has been logged; the caller may be gone
-
-    async def _handle(self, request: requests.Request, caller: Caller, request_id: str) -> replies.Reply:
-        operation = type(request).__name__.lower()
-        begin = asyncio.get_running_loop().time()
-        outcome, reason, why = "ok", "", ""
-        reply: replies.Reply | None = None
-        try:
-            requests.check(request)
-            reply = await self._dispatch(request, caller, operation)
-        except VmstackError as error:
-            outcome, reason, why = error.code, str(error.details.get("resource", "")), error.message
-            raise
-        except asyncio.CancelledError:
-            outcome, why = "cancelled", "vmstackd is stopping"
-            raise
-        except Exception as error:
-            outcome, why = Internal.code, "see the traceback above"
-            log.logger.exception("unexpected error in %s, request %s", operation, request_id)
-            raise Internal("internal error; the log of vmstackd has the details") from error
-        finally:
-            seconds = asyncio.get_running_loop().time() - begin
-            self._observer(Outcome(operation=operation, outcome=outcome, reason=reason, seconds=seconds))
-            if isinstance(request, requests.Change):
-                _log_decision(request, reply, outcome, why, caller, request_id, seconds)
-                self._publish(request, reply, outcome, why)
-        return reply
-
-    def _publish(self, request: requests.Change, reply: replies.Reply | None, outcome: str, why: str) -> None:
-        now, name = time.time(), request.name
+    def publish(self, request: requests.Change, reply: replies.Reply | None, outcome: str, why: str) -> None:
+        now = time.time()
         match reply:
             case replies.Deployed(dry_run=False):
-                self.feed.publish(VmDeployed(time=now, name=name, level=reply.level, cpus=reply.cpus))
+                self.feed.publish(VmDeployed(time=now, name=reply.name, level=reply.level, cpus=reply.cpus))
             case replies.Removed(dry_run=False):
-                self.feed.publish(VmRemoved(time=now, name=name, released=reply.released))
-            case None if outcome not in _NOT_REFUSALS:
-                operation = type(request).__name__.lower()
-                self.feed.publish(VmRefused(time=now, name=name, operation=operation, code=outcome, reason=why))
+                self.feed.publish(VmRemoved(time=now, name=reply.name, released=reply.released))
+            case None if isinstance(request, requests.VmChange) and outcome not in NOT_REFUSALS:
+                operation = operation_of(request)
+                self.feed.publish(VmRefused(time=now, name=request.name, operation=operation, code=outcome, reason=why))
 
-    async def _dispatch(self, request: requests.Request, caller: Caller, operation: str) -> replies.Reply:
-        if isinstance(request, requests.Change):
-            if caller.role < Role.OPERATOR and not await self._granted(request, caller):
-                raise Denied(f"{caller.identity} may read but not {operation}")
+    def at_once(self, request: requests.Request) -> bool:
+        return not isinstance(request, requests.Change)
+
+    async def answer(self, request: requests.Request, request_id: str) -> replies.Reply:  # noqa: ARG002  for others
+        host: str = getattr(request, "host", "")
+        if host not in ("", self.identity.host, self.identity.uuid):
+            raise NotFound(f"this is host {self.identity.host!r}, not {host!r}")
+        if isinstance(request, requests.VmChange):
             self._require_link()
-        elif caller.role < Role.READER:
-            raise Denied(f"{caller.identity} may not use vmstackd")
         match request:
             case requests.Deploy():
                 return await self._deploy(request)
             case requests.Remove():
                 return await self._remove(request)
+            case requests.Cordon():
+                return self._set_cordon(request.reason)
+            case requests.Uncordon():
+                return self._set_cordon(None)
             case requests.Progress():
                 return self._progress(request)
             case requests.Status():
@@ -300,16 +211,22 @@ class Engine:
                 return self._describe(request.name)
             case requests.Topology():
                 return self._topology()
+            case _:
+                raise TypeError(f"{type(request).__name__} is not for a host")
 
-    async def _granted(self, request: requests.Change, caller: Caller) -> bool:
-        task = asyncio.current_task()
-        if caller.grant is None or task is None:
-            return False
-        self._asking.add(task)
+    def _set_cordon(self, reason: str | None) -> replies.CordonReply:
         try:
-            return await caller.grant(request)
-        finally:
-            self._asking.discard(task)
+            self._local.set_cordon(reason)
+        except LocalStateError as error:
+            log.error("cordon-failed", reason=error, next_step="see state_dir; nothing has changed")
+            raise Internal(f"{error}; nothing has changed") from error
+        self.feed.touch()
+        return replies.CordonReply(cordoned=reason is not None, reason=reason or "")
+
+    def _require_open(self) -> None:
+        if self._local.cordon is not None:
+            why = f": {self._local.cordon}" if self._local.cordon else ""
+            raise Cordoned(f"this host takes no new VMs{why}; vmstackctl uncordon lets it")
 
     def _require_link(self) -> None:
         if self._stopping:
@@ -325,8 +242,10 @@ class Engine:
     async def _deploy(self, request: requests.Deploy) -> replies.Deployed:
         host = self._host
         name = request.name
+        self._require_open()
         image = await host.hypervisor.check_image(request.image)
         self._require_link()
+        self._require_open()
         if name in host.stopped:
             raise AlreadyExists(
                 f"{name!r} is defined in the hypervisor but shut off; start it there, or remove it first"
@@ -346,7 +265,8 @@ class Engine:
         finally:
             host.running_again(name, live)
         await host.settle(vm.level)
-        return replies.Deployed(name=name, level=vm.level, cpus=host.cpus_of(vm.level))
+        generation = plan.state.generation
+        return replies.Deployed(name=name, level=vm.level, cpus=host.cpus_of(vm.level), generation=generation)
 
     async def _start(self, plan: Plan, live: LiveVm, image: str) -> None:
         """Widen the others of the subset, then start the VM on it."""
@@ -402,7 +322,7 @@ class Engine:
         host.state = plan.state
         del host.live[name]
         await host.settle(vm.level)
-        return replies.Removed(name=name, released=plan.released)
+        return replies.Removed(name=name, released=plan.released, generation=plan.state.generation)
 
     async def _remove_outsider(self, request: requests.Remove) -> replies.Removed:
         """Remove a VM that is in no subset: shut off, or without a place."""
@@ -442,7 +362,13 @@ class Engine:
             unplaced=tuple(self._host.unplaced.values()),
             stopped=tuple(sorted(self._host.stopped)),
             degraded=tuple(self._degraded()),
+            cordoned=self._local.cordon is not None,
+            cordon_reason=self._local.cordon or "",
+            starting=tuple(name for name, live in self._host.live.items() if live.phase is Phase.STARTING),
         )
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for subset in self._host.state.subsets for name in subset.vms)
 
     def _degraded(self) -> Iterable[str]:
         if self._host.link_failure:
@@ -504,37 +430,3 @@ class Engine:
                 for cpu in topology.cpus
             ),
         )
-
-
-def _log_decision(
-    request: requests.Change,
-    reply: replies.Reply | None,
-    outcome: str,
-    why: str,
-    caller: Caller,
-    request_id: str,
-    seconds: float,
-) -> None:
-    asked: dict[str, object] = {"vm": request.name}
-    if isinstance(request, requests.Deploy):
-        asked |= {
-            "vcpus": request.vcpus,
-            "memory_mib": request.memory_mib,
-            "level": format_level(request.level),
-            "image": request.image,
-        }
-    decided: dict[str, object] = {"outcome": outcome}
-    if isinstance(reply, replies.Deployed):
-        decided["cpus"] = format_cpu_list(reply.cpus)
-    elif isinstance(reply, replies.Removed):
-        decided["released"] = format_cpu_list(reply.released)
-    log.info(
-        type(request).__name__.lower(),
-        request=request_id,
-        caller=f"{caller.transport}:{caller.identity}",
-        **asked,
-        dry_run="yes" if request.dry_run else None,
-        **decided,
-        why=why or None,
-        ms=f"{seconds * 1000:.1f}",
-    )

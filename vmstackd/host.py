@@ -13,9 +13,9 @@ from enum import Enum
 from core.allocator import free_cpus
 from core.cpuset import format_cpu_list
 from core.model import HostState
-from vmstackd import log
 from vmstackd.api.replies import UnplacedVm
-from vmstackd.feed import Feed
+from vmstackd.daemon import log
+from vmstackd.daemon.feed import Feed
 from vmstackd.hypervisor.base import Hypervisor, HypervisorError, Record, VmMissing
 
 GATHER_S = 0.005

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from core.level import UNIT, format_level
 from vmstackd.api.replies import StatusReply
-from vmstackd.engine import Outcome
+from vmstackd.daemon.operations import Outcome
 from vmstackd.version import VERSION
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

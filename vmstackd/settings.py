@@ -1,14 +1,9 @@
-"""Every setting of vmstackd, once: its key in the file, in the environment, as a flag, and its meaning.
-
-Flags win over environment variables (``VMSTACKD_<KEY>``), those over ``--env-file`` (which takes the
-prototype's names too, SEMANTICS 12), that over the TOML file, that over the default.
-"""
+"""Every setting of vmstackd, once: its key in the file, in the environment, as a flag, and its meaning."""
 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +12,15 @@ import msgspec
 from core.cpuset import CpuListError, parse_cpu_list
 from core.level import LevelError, parse_level
 from core.policy import DEFAULT_POLICY, POLICIES
-
-DEFAULT_FILE = Path("/etc/vmstack/vmstackd.toml")
-ENVIRONMENT_PREFIX = "VMSTACKD_"
-
-
-class SettingsError(Exception):
-    """A setting that cannot be used: where it stands, which one, what is allowed. One line."""
+from vmstackd.daemon import table
+from vmstackd.daemon.table import Setting, Table
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one daemon runs with. Each field is a row of SETTINGS."""
+    """What one daemon runs with. Each field is a row of TABLE."""
 
+    name: str
+    state_dir: str
     hypervisor: str
     require_hypervisor: bool
     topology: str
@@ -40,6 +32,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     period: float
     dbus: str
     socket: str
+    tcp_host: str
+    tcp_port: int
+    tls_ca: str
+    tls_certificate: str
+    tls_key: str
     http_host: str
     http_port: int
     http_names: tuple[str, ...]
@@ -50,97 +47,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     virt_type: Literal["auto", "kvm", "qemu"]
     workers: int
     debug: int
-
-
-class Setting(msgspec.Struct, frozen=True):
-    """One row. read: from a text or a TOML value to the field's value, raising ValueError with what is
-    allowed. legacy: the prototype's name in an env file. reload: whether SIGHUP can change it.
-    """
-
-    key: str
-    default: Any
-    read: Callable[[Any], Any]
-    metavar: str
-    help: str
-    legacy: str = ""
-    reload: bool = False
-
-    @property
-    def flag(self) -> str:
-        """The command-line option."""
-        return "--" + self.key.replace("_", "-")
-
-    @property
-    def shown_default(self) -> str:
-        """The default as people write it; empty where nothing is set."""
-        match self.default:
-            case bool():
-                return "yes" if self.default else "no"
-            case tuple():
-                return ",".join(map(str, self.default))
-            case dict():
-                return ""
-            case _:
-                return str(self.default)
-
-    @property
-    def variable(self) -> str:
-        """The environment variable."""
-        return ENVIRONMENT_PREFIX + self.key.upper()
-
-
-def _whole(low: int, high: int) -> Callable[[Any], int]:
-    def read(value: object) -> int:
-        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
-
-    return read
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
-        value = float(value)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0.1 <= value <= 86400:
-        raise ValueError("seconds from 0.1 to 86400")
-    return float(value)
-
-
-def _text(allowed: str, pattern: str) -> Callable[[Any], str]:
-    def read(value: object) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise ValueError(allowed)
-        return value
-
-    return read
-
-
-def _yes_or_no(value: object) -> bool:
-    known = {True: True, False: False, "yes": True, "no": False}
-    if not isinstance(value, bool | str) or value not in known:
-        raise ValueError("yes or no (in TOML: true or false)")
-    return known[value]
-
-
-def _one_of(*names: str) -> Callable[[Any], str]:
-    def read(value: object) -> str:
-        if value not in names:
-            raise ValueError("one of " + ", ".join(names))
-        return str(value)
-
-    return read
-
-
-def _names(allowed: str, pattern: str) -> Callable[[Any], tuple[str, ...]]:
-    def read(value: object) -> tuple[str, ...]:
-        items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(i, str) and re.fullmatch(pattern, i) for i in items):
-            raise ValueError(allowed)
-        return tuple(items)
-
-    return read
 
 
 def _cpus(value: object) -> tuple[int, ...]:
@@ -164,7 +70,7 @@ def _critical_sizes(value: object) -> dict[int, int]:
     sizes: dict[int, int] = {}
     for text, size in pairs:
         try:
-            level, count = parse_level(text), _whole(0, 1_000_000)(size)
+            level, count = parse_level(text), table.whole(0, 1_000_000)(size)
         except LevelError as error:
             raise ValueError(f"{allowed} ({error})") from error
         except ValueError as error:
@@ -175,11 +81,25 @@ def _critical_sizes(value: object) -> dict[int, int]:
     return sizes
 
 
-SETTINGS: tuple[Setting, ...] = (
+_ROWS = (
+    Setting(
+        "name",
+        "",
+        table.text("a host name", r"[A-Za-z0-9._-]{0,64}"),
+        "NAME",
+        "name of this host in a cluster; that of the machine if not given",
+    ),
+    Setting(
+        "state_dir",
+        "/var/lib/vmstack",
+        table.text("an absolute path, or none", r"none|/.+"),
+        "FOLDER",
+        "where the host keeps its UUID and whether it is cordoned; none: nowhere",
+    ),
     Setting(
         "hypervisor",
         "qemu:///system",
-        _text("a libvirt URI, or sim:", r"[a-z][a-z0-9+.-]*:\S*"),
+        table.text("a libvirt URI, or sim:", r"[a-z][a-z0-9+.-]*:\S*"),
         "URI",
         "libvirt URI, or sim: for simulated VMs",
         "QEMU_URL",
@@ -187,23 +107,23 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "require_hypervisor",
         True,
-        _yes_or_no,
+        table.yes_or_no,
         "YES|NO",
         "end if the hypervisor does not answer at the start; no: serve readers and go on trying",
     ),
     Setting(
         "topology",
         "sysfs",
-        _text("sysfs, a file, or synthetic:KEY=N,...", r".+"),
+        table.text("sysfs, a file, or synthetic:KEY=N,...", r".+"),
         "SOURCE",
         "the host's CPUs: sysfs, a JSON file, or synthetic:sockets=2,numa=1,l3=16,cores=4,smt=2",
     ),
     Setting("exclude_cpus", (), _cpus, "LIST", "CPUs that VMs must not use, such as 0-1,64-65", "TOPO_EXCLUDE"),
-    Setting("reserved_memory", 0, _whole(0, 1 << 30), "MIB", "memory that is not for VMs, in MiB"),
+    Setting("reserved_memory", 0, table.whole(0, 1 << 30), "MIB", "memory that is not for VMs, in MiB"),
     Setting(
         "policy",
         DEFAULT_POLICY,
-        _one_of(*POLICIES),
+        table.one_of(*POLICIES),
         "NAME",
         "how CPUs are chosen: " + ", ".join(POLICIES),
         reload=True,
@@ -211,7 +131,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "critical_size",
         6,
-        _whole(0, 1_000_000),
+        table.whole(0, 1_000_000),
         "VMS",
         "VMs from which on a subset is oversubscribed; 0 = always",
         "OVSB_CRITICAL_SIZE",
@@ -228,7 +148,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "period",
         15.0,
-        _seconds,
+        table.seconds,
         "SECONDS",
         "time between two comparisons with the hypervisor",
         "SCL_DELAY",
@@ -237,7 +157,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "dbus",
         "system",
-        _text(
+        table.text(
             "system, session, none, or a D-Bus address such as unix:path=/run/bus", r"system|session|none|[a-z]+:\S+"
         ),
         "BUS",
@@ -246,23 +166,34 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "socket",
         "/run/vmstack/vmstackd.sock",
-        _text("an absolute path, or none", r"none|/.+"),
+        table.text("an absolute path, or none", r"none|/.+"),
         "PATH",
         "Unix socket for vmstackctl and other msgpack-RPC clients, or none",
     ),
     Setting(
+        "tcp_host",
+        "127.0.0.1",
+        table.text("an address or a host name, or none", r"[A-Za-z0-9._:%-]+"),
+        "ADDRESS",
+        "address of msgpack-RPC over TCP, or none; beyond loopback it needs the three tls settings",
+    ),
+    Setting("tcp_port", 8097, table.whole(0, 65535), "PORT", "port of msgpack-RPC over TCP; 0 = any free one"),
+    *table.TLS,
+    Setting(
         "http_host",
         "127.0.0.1",
-        _text("an address or a host name", r"[A-Za-z0-9._:%-]+"),
+        table.text("an address or a host name", r"[A-Za-z0-9._:%-]+"),
         "ADDRESS",
         "address of the HTTP endpoint",
         "SCL_URL",
     ),
-    Setting("http_port", 8099, _whole(0, 65535), "PORT", "port of the HTTP endpoint; 0 = any free one", "SCL_PORT"),
+    Setting(
+        "http_port", 8099, table.whole(0, 65535), "PORT", "port of the HTTP endpoint; 0 = any free one", "SCL_PORT"
+    ),
     Setting(
         "http_names",
         (),
-        _names("a comma separated list of host names", r"[A-Za-z0-9.:_-]+"),
+        table.names("a comma separated list of host names", r"[A-Za-z0-9.:_-]+"),
         "NAMES",
         "further host names that HTTP requests may be addressed to",
         reload=True,
@@ -270,7 +201,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "image_roots",
         ("/var/lib/libvirt/images",),
-        _names("a comma separated list of absolute folders", r"/.*"),
+        table.names("a comma separated list of absolute folders", r"/.*"),
         "FOLDERS",
         "folders that disk images may be in",
         reload=True,
@@ -278,7 +209,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "machine",
         "q35",
-        _text("a QEMU machine type", r"[A-Za-z0-9._-]+"),
+        table.text("a QEMU machine type", r"[A-Za-z0-9._-]+"),
         "TYPE",
         "QEMU machine type",
         "QEMU_MACHINE",
@@ -287,7 +218,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "emulator",
         "",
-        _text("an absolute path, or nothing for libvirt's choice", r"(/.*)?"),
+        table.text("an absolute path, or nothing for libvirt's choice", r"(/.*)?"),
         "PATH",
         "QEMU binary; libvirt's choice if not given",
         "QEMU_LOC",
@@ -295,7 +226,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "network",
         "",
-        _text("bridge:NAME, network:NAME, or nothing", r"((bridge|network):[A-Za-z0-9._-]+)?"),
+        table.text("bridge:NAME, network:NAME, or nothing", r"((bridge|network):[A-Za-z0-9._-]+)?"),
         "KIND:NAME",
         "network of new VMs, as bridge:br0 or network:default; none if not given",
         reload=True,
@@ -303,17 +234,21 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "virt_type",
         "auto",
-        _one_of("auto", "kvm", "qemu"),
+        table.one_of("auto", "kvm", "qemu"),
         "TYPE",
         "kvm, qemu (emulated), or auto: kvm where a guest really runs with it",
     ),
-    Setting("workers", 4, _whole(1, 64), "N", "libvirt calls that may run at the same time"),
-    Setting("debug", 0, _whole(0, 9), "N", "more in the log if above 0", reload=True),
+    Setting("workers", 4, table.whole(1, 64), "N", "libvirt calls that may run at the same time"),
+    Setting("debug", 0, table.whole(0, 9), "N", "more in the log if above 0", reload=True),
 )
-"""The table."""
 
-IGNORED_LEGACY = re.compile(r"(SCG|INFLUXDB)_[A-Z_]+|SCL_ACT_[A-Z]+")
-"""Keys of the prototype that have no meaning for a host daemon."""
+TABLE = Table(
+    program="vmstackd",
+    prefix="VMSTACKD_",
+    file=Path("/etc/vmstack/vmstackd.toml"),
+    rows=_ROWS,
+    skipped=re.compile(r"(SCG|INFLUXDB)_[A-Z_]+|SCL_ACT_[A-Z]+"),
+)
 
 
 def load_settings(
@@ -322,71 +257,5 @@ def load_settings(
     env_file: Path | None = None,
     config_file: Path | None = None,
 ) -> Settings:
-    """Put all sources together. flags: texts by key, only those given.
-
-    config_file None: DEFAULT_FILE, if there is one. Raises SettingsError.
-    """
-    rows = {row.key: row for row in SETTINGS}
-    found: dict[str, Any] = {row.key: row.default for row in SETTINGS}
-
-    def take(key: str, value: object, where: str) -> None:
-        try:
-            found[key] = rows[key].read(value)
-        except ValueError as error:
-            raise SettingsError(f"{where}: {_shown(value)} is not allowed; it must be {error}") from error
-
-    path = DEFAULT_FILE if config_file is None else config_file
-    for key, value in _read_toml(path, optional=config_file is None).items():
-        if key not in rows:
-            raise SettingsError(f"{path}: {key}: there is no such setting; known are {', '.join(sorted(rows))}")
-        take(key, value, f"{path}: {key}")
-    if env_file is not None:
-        _take_env_file(env_file, take)
-    for row in SETTINGS:
-        if row.variable in environment:
-            take(row.key, environment[row.variable], f"environment variable {row.variable}")
-    for key, text in flags.items():
-        take(key, text, rows[key].flag)
-    return Settings(**found)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "so large a number"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _read_toml(path: Path, *, optional: bool) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        if optional and isinstance(error, FileNotFoundError | NotADirectoryError):
-            return {}
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: not a TOML file: {error}") from error
-
-
-def _take_env_file(path: Path, take: Callable[[str, object, str], None]) -> None:
-    by_name = {row.legacy: row.key for row in SETTINGS if row.legacy} | {row.variable: row.key for row in SETTINGS}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: not a text file: {error}") from error
-    for number, line in enumerate(lines, 1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        match = re.fullmatch(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", stripped)
-        if match is None:
-            raise SettingsError(f"{path}: line {number}: not of the form KEY=VALUE")
-        name, value = match[1], match[2]
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        if name in by_name:
-            take(by_name[name], value, f"{path}: line {number}: {name}")
-        elif not IGNORED_LEGACY.fullmatch(name):
-            raise SettingsError(f"{path}: line {number}: {name}: there is no such setting")
+    """Put all sources together, as ``load`` of the table does. Raises SettingsError."""
+    return Settings(**table.load(TABLE, flags, environment, env_file, config_file))

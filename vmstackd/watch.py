@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from core.cpuset import format_cpu_list
 from core.level import format_level
 from core.policy import Policy
-from vmstackd import log
 from vmstackd.api.replies import UnplacedVm
 from vmstackd.api.session import VmAdopted, VmGone
+from vmstackd.daemon import log
 from vmstackd.host import Host, LiveVm, Phase
 from vmstackd.hypervisor.base import HypervisorError, HypervisorEvent, ObservedVm
 from vmstackd.reconcile import Reconciliation, reconcile

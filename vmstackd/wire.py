@@ -9,7 +9,7 @@ map of the reply's fields. Subscribers get the notifications ``status`` and ``ev
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Container, Generator, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 import msgpack  # type: ignore[import-untyped]  # it comes without types
@@ -64,12 +64,15 @@ class Call(msgspec.Struct, frozen=True):
     params: list[Any]
 
 
-METHODS: Mapping[str, type[session.Hello | session.Subscribe | requests.Request]] = {
+METHODS: Mapping[str, type[session.Hello | session.Ping | session.Subscribe | requests.Request]] = {
     "hello": session.Hello,
+    "ping": session.Ping,
     "subscribe": session.Subscribe,
     **{str(kind.__struct_config__.tag): kind for kind in get_args(requests.Request)},
 }
 """What can be called, with what."""
+OF_CONNECTION = frozenset((session.Hello, session.Ping, session.Subscribe))
+"""Those that every program answers."""
 METHOD_OF: Mapping[type[msgspec.Struct], str] = {kind: method for method, kind in METHODS.items()}
 
 
@@ -291,10 +294,11 @@ def _content(params: list[Any], kind: type[_S]) -> tuple[_S, Options]:
     return value, _typed(params[1], Options, "options") if len(params) > 1 else _NO_OPTIONS
 
 
-def unknown_method(call: Call) -> InvalidRequest:
+def unknown_method(call: Call, accepted: Container[type]) -> InvalidRequest:
     """Names the methods that there are. Raises Malformed as read_params does."""
     check_size(call.params)
-    return InvalidRequest(f"there is no method {call.method[:80]!r}, only {', '.join(METHODS)}", field="method")
+    known = ", ".join(name for name, kind in METHODS.items() if kind in OF_CONNECTION or kind in accepted)
+    return InvalidRequest(f"there is no method {call.method[:80]!r}, only {known}", field="method")
 
 
 def check_size(params: list[Any]) -> None:

@@ -7,7 +7,7 @@ import io
 import os
 from unittest import mock
 
-from tests.daemon import Finished, clean_environment, command
+from tests.running import Finished, clean_environment, command
 from vmstackd.__main__ import main
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import one_line
-from tests.daemon import PATIENCE, ROOT, SMALL_HOST, Daemon, clean_environment, command, run
-from tests.test_log import LINE
+from tests.daemon.test_log import LINE
+from tests.running import PATIENCE, ROOT, SMALL_HOST, Daemon, clean_environment, command, run
 from tests.transports.bus import running_bus
 
 SIM = ("--hypervisor", "sim:", "--topology", SMALL_HOST)

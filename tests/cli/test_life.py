@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import one_line
-from tests.daemon import ROOT, SMALL_HOST, Daemon, run
-from tests.test_log import LINE
+from tests.daemon.test_log import LINE
+from tests.running import ROOT, SMALL_HOST, Daemon, run
 from tests.transports.bad_requests import BAD
 from tests.transports.test_http_socket import GARBAGE
 

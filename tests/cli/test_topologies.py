@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import call, one_line
-from tests.daemon import ROOT, SMALL_HOST
+from tests.running import ROOT, SMALL_HOST
 
 REFERENCE = ROOT.parent / "shared" / "reference"
 HOSTS = sorted((ROOT / "topologies").glob("*.json"))

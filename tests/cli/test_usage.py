@@ -11,10 +11,11 @@ from unittest import mock
 import pytest
 
 from tests.cli.command import call, one_line
-from tests.daemon import PATIENCE, ROOT, SMALL_HOST, command, run
+from tests.running import PATIENCE, ROOT, SMALL_HOST, command, run
 from vmstackd import app
+from vmstackd.daemon.table import Setting, SettingsError
 from vmstackd.hypervisor.base import HypervisorUnreachable
-from vmstackd.settings import SETTINGS, Setting, Settings, SettingsError
+from vmstackd.settings import TABLE, Settings
 from vmstackd.version import VERSION
 
 SIM = ("--hypervisor", "sim:", "--topology", SMALL_HOST)
@@ -24,7 +25,7 @@ def test_help_lists_every_setting_with_examples_and_exit_codes() -> None:
     done = run("-h")
     assert (done.code, done.err) == (0, "")
     flat = " ".join(done.out.split())
-    for row in SETTINGS:
+    for row in TABLE.rows:
         assert f"{row.flag} {row.metavar}" in flat
         assert " ".join(row.help.split()) in flat
     for flag in ("--load", "--env-file", "--config", "--check-config", "--dump-topology", "--version"):
@@ -87,19 +88,19 @@ def test_check_config_connects_to_nothing() -> None:
     assert call(*flags, "--check-config").code == 0
 
 
-@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row.key)
+@pytest.mark.parametrize("row", TABLE.rows, ids=lambda row: row.key)
 def test_a_bad_value_of_any_setting_ends_with_78_and_one_line(row: Setting, tmp_path: Path) -> None:
     bad = {"topology": "\n", "image_roots": "a", "http_names": "a b", "emulator": "qemu", "network": "x"}.get(
         row.key, "?!"
     )
     from_flag = call("--check-config", f"{row.flag}={bad}")
-    from_environment = call("--check-config", environment={row.variable: bad})
+    from_environment = call("--check-config", environment={TABLE.variable(row): bad})
     config = tmp_path / "vmstackd.toml"
     config.write_text(f"{row.key} = {{ a = [] }}", encoding="utf-8")
     from_file = call("--check-config", "--config", str(config))
     assert {from_flag.code, from_environment.code, from_file.code} == {78}
     assert one_line(from_flag.err).startswith(f"vmstackd: {row.flag}: ")
-    assert one_line(from_environment.err).startswith(f"vmstackd: environment variable {row.variable}: ")
+    assert one_line(from_environment.err).startswith(f"vmstackd: environment variable {TABLE.variable(row)}: ")
     assert one_line(from_file.err).startswith(f"vmstackd: {config}: {row.key}: ")
 
 

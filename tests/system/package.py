@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.daemon import ROOT
+from tests.running import ROOT
 from tests.system.box import Box
 from tests.system.lab import PATIENCE
 from tools.hello_image import make_image

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import ROOT
 from tests.real import LIBVIRTD, missing_qemu
+from tests.running import ROOT
 from tests.system.box import Box
 from tests.system.keeper import EMPTY, SHOWN
 from tests.system.lab import PATIENCE, Lab, children, missing

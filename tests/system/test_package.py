@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import ROOT
+from tests.running import ROOT
 from tests.system.box import Box
 from tests.system.lab import Lab, missing
 from tests.system.package import (
@@ -25,7 +25,7 @@ from tests.system.package import (
 )
 from tests.system.test_box import missing_libvirt
 from tools.example_config import example
-from vmstackd.settings import SETTINGS, load_settings
+from vmstackd.settings import TABLE, load_settings
 from vmstackd.version import VERSION
 
 pytestmark = [
@@ -158,4 +158,4 @@ def test_the_configuration_that_it_brings_is_what_it_says(tmp_path: Path) -> Non
     defaults = load_settings({}, {}, config_file=path)
     path.write_text(re.sub(r"^#(\w+ = )", r"\1", example(), flags=re.MULTILINE))
     assert load_settings({}, {}, config_file=path) == defaults
-    assert all(f"#{row.key} = " in example() for row in SETTINGS)
+    assert all(f"#{row.key} = " in example() for row in TABLE.rows)

@@ -17,7 +17,7 @@ from sdbus.sd_bus_internals import SdBusMessage, SdBusSlot
 from core.allocator import empty_state
 from core.model import Rules
 from core.policy import POLICIES
-from tests.daemon import PATIENCE, SMALL_HOST
+from tests.running import PATIENCE, SMALL_HOST
 from vmstackd.engine import Engine
 from vmstackd.hypervisor.base import Hypervisor
 from vmstackd.hypervisor.sim import SimHypervisor

@@ -14,13 +14,14 @@ from typing import cast
 from core.allocator import empty_state
 from core.model import Rules
 from core.policy import POLICIES
-from tests.daemon import PATIENCE, SMALL_HOST, Answer
+from tests.running import PATIENCE, SMALL_HOST, Answer
+from vmstackd.daemon.http import listen
 from vmstackd.engine import Engine
 from vmstackd.hypervisor.base import Hypervisor
 from vmstackd.hypervisor.sim import SimHypervisor
 from vmstackd.metrics import Metrics
 from vmstackd.topology_source import load_topology
-from vmstackd.transports.http import HttpTransport, listen
+from vmstackd.transports.http import HostHttp
 
 VM = "/deploy?name=here&cpu=2&mem=2&oc=2&qcow2=/images/here.qcow2"
 
@@ -113,7 +114,7 @@ async def endpoint(
     )
     await engine.start()
     listener = listen(address, 0)
-    transport = HttpTransport(engine, metrics, listener, names)
+    transport = HostHttp(engine, metrics, listener, names)
     metrics.watch(engine.status, lambda: engine.repins)
     await transport.start()
     try:

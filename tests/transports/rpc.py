@@ -18,12 +18,12 @@ import pytest
 from core.allocator import empty_state
 from core.model import Rules
 from core.policy import POLICIES
-from tests.daemon import PATIENCE, SMALL_HOST
+from tests.running import PATIENCE, SMALL_HOST
+from vmstackd.daemon.stream import Limits, StreamTransport, listen
 from vmstackd.engine import Engine
 from vmstackd.hypervisor.base import Hypervisor
 from vmstackd.hypervisor.sim import SimHypervisor
 from vmstackd.topology_source import load_topology
-from vmstackd.transports.stream import Limits, StreamTransport, listen
 
 HELLO = [{"versions": [1]}]
 VM = {"name": "one", "vcpus": 2, "memory_mib": 2048, "level": 2000, "image": "/images/one.qcow2"}

@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sdbus.sd_bus_internals import decode_object_path, is_object_path_valid
 
-from tests.daemon import ROOT
 from tests.faulty import OPERATOR, FaultySim, failing, outsider
+from tests.running import ROOT
 from tests.transports.bus import (
     Bus,
     Client,
@@ -31,9 +31,9 @@ from tests.transports.bus import (
 )
 from tests.transports.endpoint import until
 from tools.introspection import document
-from vmstackd import log
 from vmstackd.api import replies, requests
 from vmstackd.api.errors import ERRORS, VmstackError
+from vmstackd.daemon import log
 from vmstackd.hypervisor.sim import SimHypervisor
 from vmstackd.transports import dbus_steps
 from vmstackd.transports.dbus import NAME, DbusTransport

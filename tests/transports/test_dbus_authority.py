@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import pytest
 from sdbus.sd_bus_internals import DbusUnprivilegedFlag, SdBusInterface, SdBusMessage
 
-from tests.daemon import ROOT
 from tests.faulty import OPERATOR
+from tests.running import ROOT
 from tests.transports.bus import NOBODY, Bus, Served, busctl, running_bus, served
 from tests.transports.endpoint import until
 from vmstackd.api import requests

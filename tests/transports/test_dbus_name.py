@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE
 from tests.descriptors import descriptors
 from tests.faulty import FaultySim
+from tests.running import PATIENCE
 from tests.transports.bus import (
     Bus,
     Served,
@@ -24,7 +24,7 @@ from tests.transports.bus import (
     served,
 )
 from tests.transports.endpoint import until
-from vmstackd import log
+from vmstackd.daemon import log
 from vmstackd.transports import dbus
 from vmstackd.transports.dbus import NAME, DbusTransport, NameTaken
 from vmstackd.transports.dbus_connection import Connection

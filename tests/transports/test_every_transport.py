@@ -18,17 +18,17 @@ import msgspec
 import pytest
 
 from core.level import format_level
-from tests.daemon import PATIENCE
 from tests.faulty import OPERATOR
+from tests.running import PATIENCE
 from tests.transports.bus import NOBODY, running_bus
 from tests.transports.endpoint import Endpoint, endpoint
 from vmstackd.api import errors, replies, requests
 from vmstackd.client import Client
+from vmstackd.daemon.stream import StreamTransport
+from vmstackd.daemon.unix_socket import listen
 from vmstackd.engine import Engine
 from vmstackd.hypervisor.sim import SimHypervisor
 from vmstackd.transports.dbus import DbusTransport
-from vmstackd.transports.stream import StreamTransport
-from vmstackd.transports.unix_socket import listen
 
 Answer = tuple[str, object]
 """("ok", the reply as plain values) or (the code of the error, its message)."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import PATIENCE
+from tests.running import PATIENCE
 from tests.transports.endpoint import VM, endpoint, until
-from vmstackd import peers
+from vmstackd.daemon import peers
 
 NOBODY = 65534
 CHANGES = [VM, "/remove?name=here"]

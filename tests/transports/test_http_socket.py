@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.daemon import PATIENCE
+from tests.running import PATIENCE
 from tests.transports.endpoint import VM, Endpoint, endpoint, parse, until
+from vmstackd.daemon.http import listen
 from vmstackd.hypervisor.base import HypervisorError, VmDefinition
 from vmstackd.hypervisor.sim import SimHypervisor
-from vmstackd.transports.http import listen
 
 GARBAGE = {
     "bytes": b"\x00\xff\x13\x37 garbage\r\n\r\n",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.daemon import PATIENCE, ROOT, SMALL_HOST, Daemon, Finished
+from tests.running import PATIENCE, ROOT, SMALL_HOST, Daemon, Finished
 
 IMAGE = "/var/lib/libvirt/images/any.qcow2"
 LARGE_HOST = str(ROOT / "topologies" / "EPYC-7662.json")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from core.cpuset import parse_cpu_list
-from tests.daemon import PATIENCE, ROOT, Finished
+from tests.running import PATIENCE, ROOT, Finished
 from tests.vmstackctl.command import IMAGE, Host, environment, run, words
 from vmstackctl.commands import cli
 from vmstackctl.options import EXIT_CODES

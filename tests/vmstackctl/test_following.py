@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon import PATIENCE, ROOT
+from tests.running import PATIENCE, ROOT
 from tests.vmstackctl.command import Host, environment, words
 
 

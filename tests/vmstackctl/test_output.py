@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, ROOT
+from tests.running import PATIENCE, ROOT
 from tests.vmstackctl.command import Host, environment, words
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.daemon import PATIENCE, ROOT
+from tests.running import PATIENCE, ROOT
 from tests.vmstackctl.command import Host, environment, run
 
 SLOW = {"pygments", "markdown_it", "rich.progress", "rich.markdown", "rich.syntax", "rich.live", "aiohttp", "libvirt"}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE, ROOT
+from tests.running import PATIENCE, ROOT
 from tests.vmstackctl.command import LARGE_HOST, Host, environment, words
 from tests.vmstackctl.hosts import ESCAPE
 

@@ -68,6 +68,12 @@ class Unavailable(VmstackError):
     code, http_status, exit_code, retryable = "Unavailable", 503, 6, True
 
 
+class Cordoned(VmstackError):
+    """The host takes no new VMs, because an operator said so."""
+
+    code, http_status, exit_code, retryable = "Cordoned", 503, 6, True
+
+
 class DeadlineExceeded(VmstackError):
     """The caller's deadline has passed. A change that has begun runs to its end all the same."""
 
@@ -88,6 +94,7 @@ ERRORS: tuple[type[VmstackError], ...] = (
     NoCapacity,
     HypervisorFailed,
     Unavailable,
+    Cordoned,
     DeadlineExceeded,
     Internal,
 )

@@ -8,26 +8,56 @@ from core.status import HostStatus
 
 
 class Deployed(msgspec.Struct, frozen=True):
-    """The VM runs on the CPUs of its subset, in attribution order; with dry_run it would."""
+    """The VM runs on the CPUs of its subset, in attribution order; with dry_run it would.
+
+    generation: of the decision; a status of the same host with this one or a higher tells of the VM too.
+    host: where it is, if a cluster was asked, and score: what made this host the best one (larger is better).
+    """
 
     name: str
     level: int
     cpus: tuple[int, ...]
     dry_run: bool = False
+    generation: int = 0
+    host: str = ""
+    score: float | None = None
 
 
 class Removed(msgspec.Struct, frozen=True):
-    """The VM is gone; released: the CPUs that its subset gave up, now free."""
+    """The VM is gone; released: the CPUs that its subset gave up, now free.
+
+    host: where it was, if a cluster was asked.
+    """
 
     name: str
     released: tuple[int, ...]
     dry_run: bool = False
+    generation: int = 0
+    host: str = ""
+
+
+class CordonReply(msgspec.Struct, frozen=True):
+    """Whether a host has no new VMs, and why in its operator's words. host: which, if a cluster was asked."""
+
+    cordoned: bool
+    reason: str
+    host: str = ""
+
+
+class HostProgress(msgspec.Struct, frozen=True):
+    """Of one host of a cluster. progress: None where the VM does not fit, for this reason."""
+
+    host: str
+    progress: float | None
+    reason: str = ""
 
 
 class ProgressReply(msgspec.Struct, frozen=True):
-    """MiB per CPU, larger is better."""
+    """MiB per CPU, larger is better. Of a cluster: the best one, of host, and of every host."""
 
     progress: float
+    host: str = ""
+    hosts: tuple[HostProgress, ...] = ()
 
 
 class UnplacedVm(msgspec.Struct, frozen=True):
@@ -41,7 +71,8 @@ class UnplacedVm(msgspec.Struct, frozen=True):
 
 class StatusReply(msgspec.Struct, frozen=True):
     """See core.status. hypervisor: "up", or "down" while changes are refused. degraded: in words, what
-    is not as it should be; empty on a healthy host.
+    is not as it should be; empty on a healthy host. cordoned: it gets no new VMs, for this reason.
+    starting: names of VMs that are decided and not yet running; host counts them already.
     """
 
     host: HostStatus
@@ -49,11 +80,14 @@ class StatusReply(msgspec.Struct, frozen=True):
     unplaced: tuple[UnplacedVm, ...]
     stopped: tuple[str, ...]
     degraded: tuple[str, ...]
+    cordoned: bool = False
+    cordon_reason: str = ""
+    starting: tuple[str, ...] = ()
 
 
 class VmReply(msgspec.Struct, frozen=True):
     """One VM. cpus: its subset, in attribution order; pinned: as last read back, ascending.
-    state: "starting", "running" or "removing".
+    state: "starting", "running" or "removing". host: where it is, if a cluster was asked.
     """
 
     name: str
@@ -64,6 +98,7 @@ class VmReply(msgspec.Struct, frozen=True):
     pinned: tuple[int, ...]
     state: str
     image: str
+    host: str = ""
 
 
 class ListReply(msgspec.Struct, frozen=True):
@@ -95,4 +130,58 @@ class TopologyReply(msgspec.Struct, frozen=True):
     cpus: tuple[CpuReply, ...]
 
 
-Reply = Deployed | Removed | ProgressReply | StatusReply | ListReply | VmReply | TopologyReply
+class HostReply(msgspec.Struct, frozen=True):
+    """One host of a cluster. name: as it calls itself, or its address until it has said so.
+
+    state: "connecting", "up", "cordoned", "unknown" (silent; what it last told stands here), "hypervisor-down",
+    or "quarantined"; reason: why it is not up. since: seconds since 1970. age: seconds since it last told
+    anything; None if it never has. status: None until it has told. source: "static", or the file that names it.
+    """
+
+    name: str
+    address: str
+    uuid: str
+    state: str
+    reason: str
+    since: float
+    age: float | None
+    source: str
+    version: str = ""
+    status: HostStatus | None = None
+
+
+class DuplicateVm(msgspec.Struct, frozen=True):
+    """One name on several hosts. It is for an operator to say which of them is to go."""
+
+    name: str
+    hosts: tuple[str, ...]
+
+
+class HostsReply(msgspec.Struct, frozen=True):
+    """In host order."""
+
+    hosts: tuple[HostReply, ...]
+    duplicates: tuple[DuplicateVm, ...] = ()
+
+
+class HostListed(msgspec.Struct, frozen=True):
+    """A host was made part of the cluster, or taken out of it (listed: False). vms: that were known on it."""
+
+    address: str
+    name: str
+    listed: bool
+    vms: int = 0
+
+
+Reply = (
+    Deployed
+    | Removed
+    | CordonReply
+    | ProgressReply
+    | StatusReply
+    | ListReply
+    | VmReply
+    | TopologyReply
+    | HostsReply
+    | HostListed
+)

@@ -5,6 +5,8 @@ Every transport builds one of these and hands it to ``Engine.handle``, which che
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from core.level import HIGHEST, LOWEST, format_level
@@ -17,6 +19,11 @@ MAX_NAME_BYTES = 128
 MAX_KNOWN_NAME_BYTES = 255
 """Of a VM that is there: as long as libvirt can store."""
 MAX_PATH_BYTES = 4095
+MAX_TEXT_BYTES = 255
+"""Of the name of a host, or of what somebody says about it."""
+
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._-]{1,15})?\]):([0-9]{1,5})")
+_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class _Request(msgspec.Struct, frozen=True, tag_field="operation", forbid_unknown_fields=True):
@@ -24,7 +31,10 @@ class _Request(msgspec.Struct, frozen=True, tag_field="operation", forbid_unknow
 
 
 class Deploy(_Request, frozen=True, tag="deploy"):
-    """Place and start a VM. level in thousandths; image an absolute path. dry_run: only decide."""
+    """Place and start a VM. level in thousandths; image an absolute path. dry_run: only decide.
+
+    host, here and below: the name or UUID of a host; empty: the one that is asked, or any of a cluster.
+    """
 
     name: str
     vcpus: int
@@ -32,6 +42,7 @@ class Deploy(_Request, frozen=True, tag="deploy"):
     level: int
     image: str
     dry_run: bool = False
+    host: str = ""
 
 
 class Remove(_Request, frozen=True, tag="remove"):
@@ -39,6 +50,20 @@ class Remove(_Request, frozen=True, tag="remove"):
 
     name: str
     dry_run: bool = False
+    host: str = ""
+
+
+class Cordon(_Request, frozen=True, tag="cordon"):
+    """Let a host have no new VMs, until Uncordon, also after restarts. reason: for people."""
+
+    reason: str = ""
+    host: str = ""
+
+
+class Uncordon(_Request, frozen=True, tag="uncordon"):
+    """Let a host have new VMs again."""
+
+    host: str = ""
 
 
 class Progress(_Request, frozen=True, tag="progress"):
@@ -47,28 +72,58 @@ class Progress(_Request, frozen=True, tag="progress"):
     vcpus: int
     memory_mib: int
     level: int
+    host: str = ""
 
 
 class Status(_Request, frozen=True, tag="status"):
-    """The figures of the host and of each level."""
+    """The figures of the host and of each level; of a whole cluster, their sums."""
+
+    host: str = ""
 
 
 class List(_Request, frozen=True, tag="list"):
     """The VMs, by level in order of creation, each level in order of arrival."""
+
+    host: str = ""
 
 
 class Describe(_Request, frozen=True, tag="describe"):
     """One VM."""
 
     name: str
+    host: str = ""
 
 
 class Topology(_Request, frozen=True, tag="topology"):
-    """The host's CPUs and the level that owns each."""
+    """A host's CPUs and the level that owns each."""
+
+    host: str = ""
 
 
-Request = Deploy | Remove | Progress | Status | List | Describe | Topology
-Change = Deploy | Remove
+class Hosts(_Request, frozen=True, tag="hosts"):
+    """The hosts of a cluster, in host order."""
+
+
+class HostAdd(_Request, frozen=True, tag="host_add"):
+    """Make a host part of the cluster. address: HOST:PORT of its vmstackd. name: of its file; empty: by the address."""
+
+    address: str
+    name: str = ""
+
+
+class HostRemove(_Request, frozen=True, tag="host_remove"):
+    """Take a host out of the cluster; its VMs run on. host: its name, UUID or address."""
+
+    host: str
+
+
+HostRequest = Deploy | Remove | Cordon | Uncordon | Progress | Status | List | Describe | Topology
+"""What a host can be asked; a cluster too."""
+ClusterRequest = Hosts | HostAdd | HostRemove
+"""What only a cluster can be asked."""
+Request = HostRequest | ClusterRequest
+VmChange = Deploy | Remove
+Change = VmChange | Cordon | Uncordon | HostAdd | HostRemove
 """Those that change something; all others only read."""
 
 
@@ -83,8 +138,34 @@ def check(request: Request) -> None:
             _check_size(request.vcpus, request.memory_mib, request.level)
         case Remove() | Describe():
             _check_name(request.name)
-        case Status() | List() | Topology():
+        case Cordon():
+            _check_text("reason", request.reason)
+        case HostAdd():
+            _check_address(request.address)
+            if request.name and not _HOST_NAME.fullmatch(request.name):
+                raise InvalidRequest("name: only letters, digits, '.', '_' and '-', at most 64", field="name")
+        case HostRemove():
+            if not request.host:
+                raise InvalidRequest("host: must be the name, UUID or address of a host", field="host")
+        case Uncordon() | Status() | List() | Topology() | Hosts():
             pass
+    host = getattr(request, "host", "")
+    if host:
+        _check_text("host", host)
+
+
+def _check_text(field: str, text: str) -> None:
+    if len(text.encode("utf-8", "replace")) > MAX_TEXT_BYTES or not text.isprintable():
+        raise InvalidRequest(f"{field}: only printable characters, at most {MAX_TEXT_BYTES} bytes", field=field)
+
+
+def _check_address(address: str) -> None:
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 1 <= int(match[1]) <= 65535:
+        raise InvalidRequest(
+            f"address: must be HOST:PORT, as 10.0.0.5:8097, server1:8097 or [fd00::5]:8097, not {address[:80]!r}",
+            field="address",
+        )
 
 
 def _check_name(name: str, longest: int = MAX_KNOWN_NAME_BYTES) -> None:

@@ -10,6 +10,14 @@ PROTOCOL_VERSIONS = (1,)
 """Those this program speaks."""
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """Who answers. program: "vmstackd" or "globald". host: the name of its machine. uuid: of the host, made once."""
+
+    program: str
+    host: str
+    uuid: str = ""
+
+
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The first call on a connection. versions: of the protocol, that the client speaks. client: for the log."""
 
@@ -18,30 +26,50 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HelloReply(msgspec.Struct, frozen=True):
-    """version: the highest that both speak. role: "reader" or "operator"."""
+    """version: the highest that both speak. role: "reader" or "operator". uuid: that of Identity."""
 
     version: int
     program: str
     program_version: str
     host: str
     role: str
+    uuid: str = ""
+
+
+class Ping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Are you there?"""
+
+
+class Pong(msgspec.Struct, frozen=True):
+    """Yes."""
 
 
 class Subscribe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From now on push the status whenever it changes, and every event; the status of this moment first."""
+    """From now on push the status whenever it changes, and every event; the status of this moment first.
+
+    names: answer with the names of the VMs, too.
+    """
+
+    names: bool = False
 
 
 class Subscribed(msgspec.Struct, frozen=True):
-    """The answer to Subscribe."""
+    """The answer to Subscribe. names: of the VMs of a host, of this moment; every change from then on is an event."""
+
+    names: tuple[str, ...] = ()
 
 
 class VmDeployed(msgspec.Struct, frozen=True, tag_field="event", tag="deployed"):
-    """A VM was started on these CPUs, those of its whole level. time: seconds since 1970. level in thousandths."""
+    """A VM was started on these CPUs, those of its whole level. time: seconds since 1970. level in thousandths.
+
+    host, here and below: where, if a cluster tells.
+    """
 
     time: float
     name: str
     level: int
     cpus: tuple[int, ...]
+    host: str = ""
 
 
 class VmRemoved(msgspec.Struct, frozen=True, tag_field="event", tag="removed"):
@@ -50,6 +78,7 @@ class VmRemoved(msgspec.Struct, frozen=True, tag_field="event", tag="removed"):
     time: float
     name: str
     released: tuple[int, ...]
+    host: str = ""
 
 
 class VmRefused(msgspec.Struct, frozen=True, tag_field="event", tag="refused"):
@@ -60,6 +89,7 @@ class VmRefused(msgspec.Struct, frozen=True, tag_field="event", tag="refused"):
     operation: str
     code: str
     reason: str
+    host: str = ""
 
 
 class VmAdopted(msgspec.Struct, frozen=True, tag_field="event", tag="adopted"):
@@ -69,6 +99,7 @@ class VmAdopted(msgspec.Struct, frozen=True, tag_field="event", tag="adopted"):
     name: str
     level: int
     cpus: tuple[int, ...]
+    host: str = ""
 
 
 class VmGone(msgspec.Struct, frozen=True, tag_field="event", tag="gone"):
@@ -76,6 +107,7 @@ class VmGone(msgspec.Struct, frozen=True, tag_field="event", tag="gone"):
 
     time: float
     name: str
+    host: str = ""
 
 
 class Degraded(msgspec.Struct, frozen=True, tag_field="event", tag="degraded"):
@@ -83,6 +115,16 @@ class Degraded(msgspec.Struct, frozen=True, tag_field="event", tag="degraded"):
 
     time: float
     problems: tuple[str, ...]
+    host: str = ""
+
+
+class HostChanged(msgspec.Struct, frozen=True, tag_field="event", tag="host"):
+    """A host of a cluster is in another state, as in HostReply; "removed" when it is no longer part of it."""
+
+    time: float
+    host: str
+    state: str
+    reason: str = ""
 
 
 class Missed(msgspec.Struct, frozen=True, tag_field="event", tag="missed"):
@@ -92,7 +134,7 @@ class Missed(msgspec.Struct, frozen=True, tag_field="event", tag="missed"):
     count: int
 
 
-Event = VmDeployed | VmRemoved | VmRefused | VmAdopted | VmGone | Degraded | Missed
+Event = VmDeployed | VmRemoved | VmRefused | VmAdopted | VmGone | Degraded | HostChanged | Missed
 
 Push = StatusReply | Event
 """What a subscriber gets."""

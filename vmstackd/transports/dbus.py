@@ -19,13 +19,14 @@ import msgspec
 from sdbus.sd_bus_internals import SdBusLibraryError, SdBusMessage
 
 from core.level import format_level
-from vmstackd import log
 from vmstackd.api import replies, requests
 from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import Internal, InvalidRequest, Unavailable, VmstackError
 from vmstackd.api.session import Event, Missed
+from vmstackd.daemon import log
+from vmstackd.daemon.feed import Subscription
+from vmstackd.daemon.operations import operation_of
 from vmstackd.engine import Engine
-from vmstackd.feed import Subscription
 from vmstackd.transports.dbus_connection import CallFailed, Connection, NotAnswered
 from vmstackd.transports.dbus_flags import allows_interaction
 from vmstackd.transports.dbus_interfaces import HOST, Method
@@ -299,12 +300,15 @@ class DbusTransport:
     ) -> bool:
         if not isinstance(request, requests.Change):
             return False
-        details = {"vm": text(request.name)}
-        if isinstance(request, requests.Deploy):
-            details["level"] = format_level(request.level)
-        elif (vm := self._engine.state.vm(request.name)) is not None:
-            details["level"] = format_level(vm.level)
-        action = f"org.vmstack.host1.{type(request).__name__.lower()}"
+        details: dict[str, str] = {}
+        match request:
+            case requests.Deploy():
+                details = {"vm": text(request.name), "level": format_level(request.level)}
+            case requests.Remove():
+                details = {"vm": text(request.name)}
+                if (vm := self._engine.state.vm(request.name)) is not None:
+                    details["level"] = format_level(vm.level)
+        action = f"org.vmstack.host1.{operation_of(request)}"
         return await polkit.allows(
             call.connection, sender, uid, action, details, interactive=allows_interaction(call.message)
         )
@@ -313,7 +317,8 @@ class DbusTransport:
         value = call.method.answer(reply)
         if call.message.expect_reply:
             message = call.message.create_reply()
-            message.append_data(call.method.returns, cast("Any", value))
+            if call.method.returns:
+                message.append_data(call.method.returns, cast("Any", value))
             call.connection.send(message)
 
     def _refuse(self, call: _Call, error: Exception) -> None:

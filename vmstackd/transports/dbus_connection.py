@@ -31,7 +31,7 @@ from sdbus.sd_bus_internals import (
     SdBusUnmappedMessageError,
 )
 
-from vmstackd import log
+from vmstackd.daemon import log
 from vmstackd.transports.dbus_interfaces import Interface, Method, Property
 from vmstackd.transports.dbus_steps import Steps, steps_of
 

@@ -80,6 +80,8 @@ def _host(status: replies.StatusReply) -> Properties:
         ],
         "HypervisorState": status.hypervisor,
         "Degraded": [values.text(problem) for problem in status.degraded],
+        "Cordoned": status.cordoned,
+        "CordonReason": values.text(status.cordon_reason),
     }
 
 
@@ -159,6 +161,26 @@ HOST = Interface(
             f"Stop a VM and forget it; with dry_run only decide. {_NAMED}",
         ),
         Method(
+            "Cordon",
+            "s",
+            ("reason",),
+            "",
+            (),
+            lambda reason: requests.Cordon(reason=reason),
+            lambda _: (),
+            "Let the host have no new VMs, for this reason, also after restarts.",
+        ),
+        Method(
+            "Uncordon",
+            "",
+            (),
+            "",
+            (),
+            requests.Uncordon,
+            lambda _: (),
+            "Let the host have new VMs again.",
+        ),
+        Method(
             "Progress",
             "udd",
             ("vcpus", "memory_gib", "level"),
@@ -219,6 +241,8 @@ HOST = Interface(
         Property("Levels", "a(dduuuu)", "Of each level: level, ratio now, CPUs, vCPUs, VMs, CPUs needed."),
         Property("HypervisorState", "s", "up, or down while nothing can be changed."),
         Property("Degraded", "as", "What is not as it should be, in words."),
+        Property("Cordoned", "b", "Whether it gets no new VMs."),
+        Property("CordonReason", "s", "Why it is cordoned, in its operator's words."),
     ),
     signals=(
         Signal(

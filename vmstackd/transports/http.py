@@ -2,247 +2,77 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import itertools
-import logging
-import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextvars import ContextVar
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Iterable, Mapping
 
-from aiohttp import ClientError, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 
-from core.level import UNIT, format_level
-from vmstackd import log, peers
 from vmstackd.api import replies, requests
-from vmstackd.api.caller import Caller, Role
-from vmstackd.api.errors import Denied, Internal, InvalidRequest, NoCapacity, NotFound, VmstackError
+from vmstackd.api.errors import VmstackError
+from vmstackd.daemon import http_values
+from vmstackd.daemon.http import HttpTransport, Route
 from vmstackd.engine import Engine
 from vmstackd.metrics import CONTENT_TYPE, Metrics
-from vmstackd.transports import http_values
-from vmstackd.transports.http_connections import Connections
 
 WELCOME = "Scheduler is working and waiting for instructions"
-MAX_FORM_BYTES = 16 * 1024
-FORM_PATIENCE_S = 10.0
-"""Seconds in which a form that is posted must have come."""
-BACKLOG = 512
-
-_EXAMPLES = {
-    "/deploy": "/deploy?name=example&cpu=1&mem=1&oc=1.0&qcow2=/var/lib/libvirt/images/volume.qcow2",
-    "/remove": "/remove?name=example",
-    "/progress": "/progress?cpu=1&mem=1&oc=1.0",
-}
-_PARAMETERS = {
-    "/deploy": ("name", "cpu", "mem", "oc", "qcow2"),
-    "/remove": ("name",),
-    "/progress": ("cpu", "mem", "oc"),
-}
-_OWN_WORDS = {"vcpus": "cpu", "memory_mib": "mem", "level": "oc", "image": "qcow2"}
-"""What fields of requests are called here."""
-
-_CHANGING = ("/deploy", "/remove")
-_FORM = "application/x-www-form-urlencoded"
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
-class _Call:
-    """One HTTP request. asked: whether it has reached the engine."""
-
-    __slots__ = ("asked", "request_id")
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.asked = False
-
-
-_CALL: ContextVar[_Call] = ContextVar("call")
-
-_R = TypeVar("_R", bound=replies.Reply)
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a taken port is known before anything else is started. Raises OSError."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except UnicodeError as error:
-        raise OSError(errno.EINVAL, f"not a host name: {error}") from error
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
-
-
-class HttpTransport:
-    """The endpoint of one engine.
-
-    names: host names, beside the loopback ones and the address called, that a request may be
-    addressed to; any other Host header is refused, as is every request that a browser sends from
-    another site.
-    """
+class HostHttp(HttpTransport):
+    """The endpoint of one host."""
 
     def __init__(self, engine: Engine, metrics: Metrics, listener: socket.socket, names: Iterable[str] = ()) -> None:
-        """listener: from ``listen``; closed by ``stop``."""
-        self._engine = engine
+        """As HttpTransport."""
         self._metrics = metrics
-        self._listener = listener
-        self.rename(names)
-        self._numbers = itertools.count(1)
-        self._runner: web.AppRunner | None = None
+        super().__init__(engine, listener, names)
 
-    def rename(self, names: Iterable[str]) -> None:
-        """Use these names, beside the loopback ones, from now on."""
-        self._names = frozenset(name.lower() for name in (*_LOOPBACK_NAMES, *names))
+    def routes(self) -> Mapping[str, Route]:
+        vm = ("name", "cpu", "mem", "oc", "qcow2")
+        deploy = "/deploy?name=example&cpu=1&mem=1&oc=1.0&qcow2=/var/lib/libvirt/images/volume.qcow2"
+        return {
+            "/": Route(self._welcome),
+            "/status": Route(self._status),
+            "/listvm": Route(self._list),
+            "/deploy": Route(self._deploy, changing=True, parameters=vm, example=deploy),
+            "/remove": Route(self._remove, changing=True, parameters=("name",), example="/remove?name=example"),
+            "/progress": Route(self._progress, parameters=("cpu", "mem", "oc"), example="/progress?cpu=1&mem=1&oc=1.0"),
+            "/metrics": Route(self._metrics_text),
+            "/healthz": Route(self._health),
+        }
 
-    @property
-    def address(self) -> str:
-        """The URL of the endpoint."""
-        host, port = self._listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-    async def start(self) -> None:
-        """Begin to answer."""
-        app = web.Application(middlewares=[self._guarded], client_max_size=MAX_FORM_BYTES)
-        for path, handler in (
-            ("/", self._welcome),
-            ("/status", self._status),
-            ("/listvm", self._list),
-            ("/deploy", self._deploy),
-            ("/remove", self._remove),
-            ("/progress", self._progress),
-            ("/metrics", self._metrics_text),
-            ("/healthz", self._health),
-        ):
-            app.router.add_get(path, handler, allow_head=path not in _CHANGING)
-            app.router.add_post(path, handler)
-        self._runner = web.AppRunner(
-            app, access_log=None, logger=_aiohttp_log, handle_signals=False, shutdown_timeout=5.0
-        )
-        await self._runner.setup()
-        server = self._runner.server
-        if server is None:
-            raise TypeError("a runner that is set up has a server")
-        loop = asyncio.get_running_loop()
-        self._connections = Connections(server)
-        self._accepting = await loop.create_server(self._connections.admit, sock=self._listener, backlog=BACKLOG)
-        self._watching = loop.create_task(self._connections.watch())
-
-    async def stop(self) -> None:
-        """Stop listening; requests in progress get a moment to end."""
-        if self._runner is not None:
-            self._accepting.close()
-            self._watching.cancel()
-            await self._runner.cleanup()
-
-    @web.middleware
-    async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        given = request.headers.get("X-Request-Id", "")
-        call = _Call(given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else f"http-{next(self._numbers)}")
-        _CALL.set(call)
-        self._connections.begins(request.protocol)
-        try:
-            response = await self._answer(request, handler, call)
-        finally:
-            self._connections.ends(request.protocol)
-        response.headers["X-Request-Id"] = call.request_id
-        return response
-
-    async def _answer(self, request: web.Request, handler: _Handler, call: _Call) -> web.StreamResponse:
-        try:
-            self._refuse_other_sites(request)
-            return await handler(request)
-        except VmstackError as error:
-            if not call.asked:  # what the engine was asked is in the log already
-                log.info(
-                    "http-refused",
-                    request=call.request_id,
-                    caller=f"http:{request.remote}",
-                    asked=f"{request.method} {request.raw_path[:200]}",
-                    outcome=error.code,
-                    why=error.message,
-                )
-            return _error(error)
-        except web.HTTPNotFound:
-            return _error(NotFound(f"there is no {request.path[:80]!r} here; see / and the README for what there is"))
-        except web.HTTPMethodNotAllowed as error:
-            allowed = ", ".join(sorted(error.allowed_methods))
-            refusal = InvalidRequest(f"{request.method} is not possible here, only {allowed}")
-            return _error(refusal, error.status, {"Allow": allowed})
-        except web.HTTPException as error:
-            return _error(InvalidRequest(error.text or error.reason), error.status)
-        except Exception:
-            log.logger.exception("unexpected error in the HTTP endpoint, request %s", call.request_id)
-            return _error(Internal("internal error; the log of vmstackd has the details"))
-
-    def _refuse_other_sites(self, request: web.Request) -> None:
-        header = request.headers.get("Host")
-        # Browsers always say which host they mean; only old programs leave it out, in HTTP/1.0.
-        if header is not None:
-            host = _host_name(header)
-            if host not in self._names and host != _own_address(request):
-                raise Denied(
-                    f"the request is addressed to {header[:80]!r}, which is not a name of this host; "
-                    "add it to http_names if it is"
-                )
-        if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-            raise Denied("requests that a browser sends from another site are refused")
-        origin = request.headers.get("Origin")
-        if origin is not None and (header is None or _site(origin) != header.lower()):
-            raise Denied("requests that a browser sends from another site are refused")
-
-    async def _ask(self, http: web.Request, request: requests.Request, answer: type[_R]) -> _R:
-        caller = await _caller(http, request)
-        call = _CALL.get()
-        call.asked = True
-        try:
-            reply = await self._engine.handle(request, caller, call.request_id)
-        except InvalidRequest as error:
-            raise _in_own_words(error) from error
-        if not isinstance(reply, answer):
-            raise TypeError(f"{type(request).__name__} was answered with {type(reply).__name__}")
-        return reply
+    def reason(self, error: VmstackError) -> str:
+        return http_values.legacy_reason(error)
 
     async def _welcome(self, _: web.Request) -> web.Response:
         return web.Response(text=WELCOME, content_type="text/html")
 
     async def _status(self, http: web.Request) -> web.Response:
-        return web.json_response(legacy_status(await self._ask(http, requests.Status(), replies.StatusReply)))
+        return web.json_response(
+            http_values.legacy_status(await self.ask(http, requests.Status(), replies.StatusReply))
+        )
 
     async def _list(self, http: web.Request) -> web.Response:
-        reply = await self._ask(http, requests.List(), replies.ListReply)
+        reply = await self.ask(http, requests.List(), replies.ListReply)
         return web.json_response([vm.name for vm in reply.vms])
 
     async def _deploy(self, http: web.Request) -> web.Response:
-        given = await _parameters(http)
-        await self._ask(
+        given = await self.parameters(http)
+        await self.ask(
             http,
-            requests.Deploy(
-                name=given["name"],
-                vcpus=http_values.whole("cpu", given["cpu"]),
-                memory_mib=http_values.memory_mib("mem", given["mem"]),
-                level=http_values.level("oc", given["oc"]),
-                image=given["qcow2"],
-            ),
+            http_values.deploy(given),
             replies.Deployed,
         )
         return web.json_response({"success": True, "reason": None})
 
     async def _remove(self, http: web.Request) -> web.Response:
-        given = await _parameters(http)
-        await self._ask(http, requests.Remove(name=given["name"]), replies.Removed)
+        given = await self.parameters(http)
+        await self.ask(http, requests.Remove(name=given["name"]), replies.Removed)
         return web.json_response({"success": True, "reason": None})
 
     async def _progress(self, http: web.Request) -> web.Response:
-        given = await _parameters(http)
-        reply = await self._ask(
+        given = await self.parameters(http)
+        reply = await self.ask(
             http,
-            requests.Progress(
-                vcpus=http_values.whole("cpu", given["cpu"]),
-                memory_mib=http_values.memory_mib("mem", given["mem"]),
-                level=http_values.level("oc", given["oc"]),
-            ),
+            http_values.progress(given),
             replies.ProgressReply,
         )
         return web.json_response({"progress": reply.progress})
@@ -251,142 +81,9 @@ class HttpTransport:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _health(self, _: web.Request) -> web.Response:
-        status = self._engine.status()
+        status = self._operations.status()
         healthy = status.hypervisor == "up"
         return web.json_response(
             {"healthy": healthy, "hypervisor": status.hypervisor, "degraded": list(status.degraded)},
             status=200 if healthy else 503,
         )
-
-
-async def _caller(http: web.Request, request: requests.Request) -> Caller:
-    """Who calls. Everybody who reaches the port may read.
-
-    Of this machine's users only those may change things who may over the other transports too. Callers from
-    elsewhere cannot be told apart: whoever lets them in (http_host) lets them change things.
-    """
-    identity = http.remote or "unknown"
-    if not isinstance(request, requests.Change):
-        return Caller(transport="http", identity=identity, role=Role.READER)
-    try:
-        # One of our own: its number cannot become another connection's while the thread looks.
-        connection = None if http.transport is None else http.transport.get_extra_info("socket").dup()
-    except OSError:
-        connection = None
-    if connection is None:  # it has hung up
-        return Caller(transport="http", identity=identity, role=Role.READER)
-    with connection:
-        uid, local = await asyncio.to_thread(lambda: (peers.tcp_peer_uid(connection), peers.is_local(connection)))
-    if uid is None:
-        return Caller(transport="http", identity=identity, role=Role.READER if local else Role.OPERATOR)
-    peer = peers.user_peer(uid)
-    role = max(Role.READER, peers.role_of(peer))
-    return Caller(transport="http", identity=f"{peer.user}@{identity}", role=role)
-
-
-def legacy_status(reply: replies.StatusReply) -> dict[str, Any]:
-    """The prototype's status (SEMANTICS 7)."""
-    host = reply.host
-    memory: dict[str, Any] = {}
-    if host.levels:
-        memory["1"] = {
-            "pcap": host.allocated_mib,
-            "palloc": host.allocated_mib,
-            "vavail": 0,
-            "vpotential": host.free_mib,
-        }
-    return {
-        "cpu": {
-            "avail": host.free_cpus,
-            "subset": {
-                format_level(level.level): {
-                    "pcap": level.cpus,
-                    "palloc": level.vcpus,
-                    "vavail": level.available_thousandths / UNIT,
-                    "vpotential": level.potential_thousandths / UNIT,
-                }
-                for level in host.levels
-            },
-        },
-        "mem": {"avail": host.free_mib, "subset": memory},
-    }
-
-
-def _error(error: VmstackError, status: int = 0, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The prototype's form; what it did not say is beside it."""
-    reason = error.message
-    if isinstance(error, NoCapacity):
-        reason = "Not enough space on res " + ("mem" if error.details["resource"] == "memory" else "cpu")
-    elif isinstance(error, NotFound) and "does not exist" in error.message:
-        reason = "does not exist"
-    body = {"success": False, "reason": reason, "error": error.code, "message": error.message, **error.details}
-    return web.json_response(body, status=status or error.http_status, headers=headers)
-
-
-def _in_own_words(error: InvalidRequest) -> InvalidRequest:
-    """The error with the field called what it is called here."""
-    field = str(error.details.get("field", ""))
-    if field not in _OWN_WORDS:
-        return error
-    word = _OWN_WORDS[field]
-    rest = error.message.removeprefix(f"{field}: ")
-    return InvalidRequest(f"{word}: {rest}", **(error.details | {"field": word}))
-
-
-class _ClientFaults(logging.Filter):
-    """Keeps what a client did wrong out of the log, unless one looks for it, and above all its bytes."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, HttpProcessingError | web.RequestPayloadError | ClientError | ConnectionError):
-            return True
-        log.event(logging.DEBUG, "http-malformed", reason=type(error).__name__, text=str(error)[:200])
-        return False
-
-
-_aiohttp_log = logging.getLogger("vmstackd.http")
-_aiohttp_log.addFilter(_ClientFaults())
-
-
-def _own_address(request: web.Request) -> str:
-    """The address at which the request arrived: as a Host header it cannot come from another site's name."""
-    return str(request.transport.get_extra_info("sockname", ("",))[0]) if request.transport is not None else ""
-
-
-def _site(origin: str) -> str:
-    """Host and port of an Origin header; empty for "null" and for what is none."""
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
-
-
-def _host_name(header: str) -> str:
-    """The name in a Host header, without port and brackets."""
-    match = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([^:\[\]]*)(?::[0-9]+)?", header.strip())
-    return (match[1] or match[2] or "").lower() if match else header.lower()
-
-
-async def _parameters(http: web.Request) -> Mapping[str, str]:
-    """The parameters of a call, each given exactly once, in the query or in a form that was posted."""
-    encoded = http.raw_path.partition("?")[2]
-    if http.method == "POST":
-        encoded += "&" + await _form(http)
-    return http_values.parameters(encoded, _PARAMETERS[http.path], _EXAMPLES[http.path])
-
-
-async def _form(http: web.Request) -> str:
-    if not http.body_exists:
-        return ""
-    if http.content_type != _FORM or (http.charset or "utf-8").lower() != "utf-8":
-        given = http.headers.get("Content-Type", "no Content-Type")
-        raise InvalidRequest(f"a body must be a form in UTF-8 ({_FORM}), not {given[:80]!r}", field="Content-Type")
-    try:
-        async with asyncio.timeout(FORM_PATIENCE_S):
-            return (await http.read()).decode("utf-8").strip()
-    except TimeoutError as error:
-        raise InvalidRequest("the form did not come in time", field="body") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("the form is not UTF-8", field="body") from error
-    except web.RequestPayloadError as error:
-        raise InvalidRequest("the body cannot be decoded", field="body") from error

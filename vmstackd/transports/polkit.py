@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
-from vmstackd import log
+from vmstackd.daemon import log
 from vmstackd.transports.dbus_connection import CallFailed, Connection
 
 _AUTHORITY = (

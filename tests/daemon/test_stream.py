@@ -17,15 +17,15 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import PATIENCE, ROOT
 from tests.faulty import FaultySim
+from tests.running import PATIENCE, ROOT
 from tests.transports.endpoint import until
 from tests.transports.rpc import HELLO, STRANGER, VM, as_root, door, say_as
-from vmstackd import peers
 from vmstackd.api.caller import Role
 from vmstackd.api.session import VmGone
-from vmstackd.feed import MOST_EVENTS
-from vmstackd.transports.stream import ListenError, listen
+from vmstackd.daemon import peers
+from vmstackd.daemon.feed import MOST_EVENTS
+from vmstackd.daemon.stream import ListenError, listen
 
 PROGRESS = {"vcpus": 2, "memory_mib": 4096, "level": 2000}
 
@@ -228,13 +228,13 @@ def test_other_users_cannot_even_connect() -> None:
 def test_the_role_is_asked_for_at_hello(monkeypatch: pytest.MonkeyPatch) -> None:
     async def check() -> None:
         async with door() as host:
-            monkeypatch.setattr("vmstackd.transports.stream.role_of", lambda _: Role.NOBODY)
+            monkeypatch.setattr("vmstackd.daemon.stream.role_of", lambda _: Role.NOBODY)
             async with host.stranger() as client:
                 error = await client.refusal("hello", *HELLO)
                 assert error["code"] == "Denied"
                 assert "group vmstack" in error["message"]
                 assert await client.receive() is None
-            monkeypatch.setattr("vmstackd.transports.stream.role_of", lambda _: Role.READER)
+            monkeypatch.setattr("vmstackd.daemon.stream.role_of", lambda _: Role.READER)
             async with host.stranger() as client:
                 assert (await client.ask("hello", *HELLO))["role"] == "reader"
                 assert (await client.refusal("deploy", VM))["code"] == "Denied"
@@ -500,7 +500,7 @@ def test_a_lock_without_a_socket_is_respected(tmp_path: Path) -> None:
 
 def test_the_next_daemon_may_listen_after_a_kill(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from vmstackd.transports.unix_socket import listen\n"
+        "import os, sys; from pathlib import Path; from vmstackd.daemon.unix_socket import listen\n"
         "kept = listen(Path(sys.argv[1]), 'root'); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], cwd=ROOT, timeout=PATIENCE, check=False)
@@ -538,7 +538,7 @@ def test_a_relative_path_is_refused() -> None:
 
 def test_a_system_without_room_for_connections_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def check() -> None:
-        monkeypatch.setattr("vmstackd.transports.stream.ACCEPT_PAUSE", 0.05)
+        monkeypatch.setattr("vmstackd.daemon.stream.ACCEPT_PAUSE", 0.05)
         async with door() as host, host.speaker() as old:
             real, failures = host.transport._listener, 0
 

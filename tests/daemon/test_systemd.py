@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.daemon import PATIENCE, ROOT
-from vmstackd import systemd
-from vmstackd.systemd import MAX_STATUS, Notifier, PassedSocketsError, forget, passed_sockets, watchdog_interval
+from tests.running import PATIENCE, ROOT
+from vmstackd.daemon import systemd
+from vmstackd.daemon.systemd import MAX_STATUS, Notifier, PassedSocketsError, forget, passed_sockets, watchdog_interval
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_the_interval_of_the_watchdog(environment: dict[str, str], seconds: floa
 
 
 def test_the_watchdog_counts_for_the_process_that_is_named_when_it_asks() -> None:
-    code = "import os; from vmstackd.systemd import watchdog_interval as w; print(w(os.environ))"
+    code = "import os; from vmstackd.daemon.systemd import watchdog_interval as w; print(w(os.environ))"
     environment = os.environ | {"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True, timeout=PATIENCE
@@ -229,7 +229,7 @@ os.execv(sys.executable, [sys.executable, "-c", program, grandchild])
 
 PROGRAM = """
 import json, os, subprocess, sys
-from vmstackd.systemd import PassedSocketsError, passed_sockets
+from vmstackd.daemon.systemd import PassedSocketsError, passed_sockets
 try:
     sockets = passed_sockets(os.environ, os.getpid())
 except PassedSocketsError as error:

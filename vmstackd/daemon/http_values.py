@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 from urllib.parse import unquote_plus
 
-from core.level import LevelError, parse_level
-from vmstackd.api.errors import InvalidRequest
+from core.level import UNIT, LevelError, format_level, parse_level
+from vmstackd.api import replies, requests
+from vmstackd.api.errors import InvalidRequest, NoCapacity, NotFound, VmstackError
 
 MOST_PARAMETERS = 20
 SHOWN = 40
@@ -70,3 +72,60 @@ def level(field: str, text: str) -> int:
         return parse_level(text)
     except LevelError as error:
         raise InvalidRequest(f"{field}: {error}", field=field) from error
+
+
+def legacy_status(reply: replies.StatusReply) -> dict[str, Any]:
+    """The prototype's status (SEMANTICS 7)."""
+    host = reply.host
+    memory: dict[str, Any] = {}
+    if host.levels:
+        memory["1"] = {
+            "pcap": host.allocated_mib,
+            "palloc": host.allocated_mib,
+            "vavail": 0,
+            "vpotential": host.free_mib,
+        }
+    return {
+        "cpu": {
+            "avail": host.free_cpus,
+            "subset": {
+                format_level(level.level): {
+                    "pcap": level.cpus,
+                    "palloc": level.vcpus,
+                    "vavail": level.available_thousandths / UNIT,
+                    "vpotential": level.potential_thousandths / UNIT,
+                }
+                for level in host.levels
+            },
+        },
+        "mem": {"avail": host.free_mib, "subset": memory},
+    }
+
+
+def legacy_reason(error: VmstackError) -> str:
+    """What the prototype's host said of it (SEMANTICS 6), where it had words for it."""
+    if isinstance(error, NoCapacity):
+        return "Not enough space on res " + ("mem" if error.details["resource"] == "memory" else "cpu")
+    if isinstance(error, NotFound) and "does not exist" in error.message:
+        return "does not exist"
+    return error.message
+
+
+def deploy(given: Mapping[str, str]) -> requests.Deploy:
+    """The request that the parameters of /deploy are. Raises InvalidRequest."""
+    return requests.Deploy(
+        name=given["name"],
+        vcpus=whole("cpu", given["cpu"]),
+        memory_mib=memory_mib("mem", given["mem"]),
+        level=level("oc", given["oc"]),
+        image=given["qcow2"],
+    )
+
+
+def progress(given: Mapping[str, str]) -> requests.Progress:
+    """The request that the parameters of /progress are. Raises InvalidRequest."""
+    return requests.Progress(
+        vcpus=whole("cpu", given["cpu"]),
+        memory_mib=memory_mib("mem", given["mem"]),
+        level=level("oc", given["oc"]),
+    )

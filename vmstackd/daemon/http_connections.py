@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from vmstackd import log
+from vmstackd.daemon import log
 
 MOST = 4096
 """Connections at the same time; further ones are closed at once."""

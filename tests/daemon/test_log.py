@@ -21,9 +21,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.daemon import PATIENCE, ROOT
 from tests.descriptors import descriptors
-from vmstackd import log
+from tests.running import PATIENCE, ROOT
+from vmstackd.daemon import log
 
 LINE = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z (debug|info|warning|error) "
@@ -380,7 +380,7 @@ def test_stderr_must_be_a_stream_socket(tmp_path: Path) -> None:
 
 PROGRAM = """
 import logging, sys
-from vmstackd import log
+from vmstackd.daemon import log
 log.set_up(debug=False, journal=sys.argv[1])
 log.event(logging.DEBUG, "detail")
 log.info("deploy", vm="web")

@@ -14,14 +14,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.daemon import PATIENCE, ROOT, SMALL_HOST
 from tests.faulty import FaultySim
+from tests.running import PATIENCE, ROOT, SMALL_HOST
 from tests.test_wire import MALFORMED
 from tests.transports.endpoint import until
 from tests.transports.rpc import HELLO, STRANGER, VM, Door, Speaker, as_root, door, packed, say_as
 from vmstackd import wire
 from vmstackd.api.errors import Internal
-from vmstackd.transports.stream import Limits
+from vmstackd.daemon.stream import Limits
 
 QUICK = Limits(hello=0.2, frame=0.2, stall=0.3, period=0.05)
 STATUS = packed([0, 7, "status", []])

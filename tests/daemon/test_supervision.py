@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE
 from tests.faulty import OPERATOR
+from tests.running import PATIENCE
 from tests.transports.endpoint import endpoint
 from vmstackd.api import requests
+from vmstackd.daemon.supervision import feed_watchdog, show_status, status_line
+from vmstackd.daemon.systemd import Notifier
 from vmstackd.hypervisor.base import HypervisorError
 from vmstackd.hypervisor.sim import SimHypervisor
-from vmstackd.supervision import feed_watchdog, show_status, status_line
-from vmstackd.systemd import Notifier
 
 
 class Manager:
@@ -54,7 +54,9 @@ def deploy(name: str, level: int = 2000) -> requests.Deploy:
 def test_the_status_tells_vms_levels_and_cpus_whenever_they_change(manager: Manager) -> None:
     async def run() -> None:
         async with endpoint() as http:
-            showing = asyncio.create_task(show_status(http.engine, manager.notifier))
+            showing = asyncio.create_task(
+                show_status(http.engine, manager.notifier, lambda: status_line(http.engine.status()))
+            )
             assert await manager.hears() == "STATUS=0 VMs, 16 of 16 CPUs free"
             await http.engine.handle(deploy("a"), OPERATOR, "1")
             assert await manager.hears() == "STATUS=1 VMs, 14 of 16 CPUs free (2.0: 2 CPUs)"

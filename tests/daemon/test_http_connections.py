@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from tests.daemon import PATIENCE
+from tests.running import PATIENCE
 from tests.transports.endpoint import endpoint
-from vmstackd.transports import http, http_connections
+from vmstackd.daemon import http_connections
+from vmstackd.transports import http
 
 SILENT = {
     "nothing": b"",

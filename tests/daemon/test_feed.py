@@ -7,9 +7,9 @@ import gc
 
 import pytest
 
-from tests.daemon import PATIENCE
+from tests.running import PATIENCE
 from vmstackd.api.session import VmGone
-from vmstackd.feed import MOST_EVENTS, Feed, News, Subscription
+from vmstackd.daemon.feed import MOST_EVENTS, Feed, News, Subscription
 
 
 def _event(number: int) -> VmGone:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from core.level import format_level
-from vmstackd import log
 from vmstackd.api.replies import StatusReply
-from vmstackd.engine import Engine
-from vmstackd.systemd import Notifier
+from vmstackd.daemon import log
+from vmstackd.daemon.operations import Operations
+from vmstackd.daemon.systemd import Notifier
 
 STATUS_S = 1.0
 """Seconds between two status lines, at least."""
 
 
-async def feed_watchdog(engine: Engine, notifier: Notifier, interval: float) -> None:
+async def feed_watchdog(operations: Operations, notifier: Notifier, interval: float) -> None:
     """Tell systemd that we are alive as long as the engine works; interval: seconds it waits for that.
 
     A hung event loop does not get here; an engine that has stopped working is not fed for.
     """
-    while engine.running:
+    while operations.running:
         notifier.watchdog()
         await asyncio.sleep(interval / 3)
-    log.error("engine-stopped", next_step="nothing to do: the watchdog of systemd restarts vmstackd")
+    log.error("engine-stopped", next_step="nothing to do: the watchdog of systemd restarts it")
 
 
-async def show_status(engine: Engine, notifier: Notifier) -> None:
-    """Tell systemd in one line how the host is, whenever that changes."""
-    subscription = engine.feed.subscribe()
+async def show_status(operations: Operations, notifier: Notifier, line: Callable[[], str]) -> None:
+    """Tell systemd in one line how we are, whenever that changes."""
+    subscription = operations.feed.subscribe()
     while True:
-        notifier.status(status_line(engine.status()))
+        notifier.status(line())
         while not (await subscription.news()).changed:
             pass
         await asyncio.sleep(STATUS_S)

@@ -53,7 +53,7 @@ class Finished(msgspec.Struct, frozen=True):
     err: str
 
 
-APART = {"--config": os.devnull, "--dbus": "none", "--socket": "none"}
+APART = {"--config": os.devnull, "--dbus": "none", "--socket": "none", "--tcp-host": "none", "--state-dir": "none"}
 """Flags that keep a daemon from what this machine has, unless a test names something else."""
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import PATIENCE
+from tests.running import PATIENCE
 from tests.transports.rpc import STRANGER, as_root
-from vmstackd import peers
 from vmstackd.api.caller import Role
-from vmstackd.peers import Peer, is_local, role_of, tcp_peer_uid, unix_peer, user_peer
+from vmstackd.daemon import peers
+from vmstackd.daemon.peers import Peer, is_local, role_of, tcp_peer_uid, unix_peer, user_peer
 
 _CONNECT = """
 import socket, sys

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import platform
 import socket
 import time
 from collections import Counter
@@ -18,14 +17,15 @@ from typing import Any
 
 import msgspec
 
-from vmstackd import log, wire
+from vmstackd import wire
 from vmstackd.api import replies, requests, session
 from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import DeadlineExceeded, Denied, InvalidRequest, VmstackError
-from vmstackd.engine import Engine
-from vmstackd.feed import Subscription
-from vmstackd.peers import READERS, Peer, role_of, unix_peer
-from vmstackd.transports.unix_socket import ListenError, listen
+from vmstackd.daemon import log
+from vmstackd.daemon.feed import Subscription
+from vmstackd.daemon.operations import Operations
+from vmstackd.daemon.peers import READERS, Peer, role_of, unix_peer
+from vmstackd.daemon.unix_socket import ListenError, listen
 from vmstackd.version import VERSION
 
 __all__ = ["Limits", "ListenError", "StreamTransport", "listen"]
@@ -71,15 +71,14 @@ class StreamTransport:
 
     def __init__(
         self,
-        engine: Engine,
+        operations: Operations,
         listener: socket.socket,
         *,
-        program: str = "vmstackd",
         limits: Limits = Limits(),  # noqa: B008  a value that cannot change
     ) -> None:
-        """listener: a Unix socket; closed by ``stop``. program: what hello is answered with."""
+        """listener: a Unix socket; closed by ``stop``."""
         self._listener = listener
-        self._engine = engine
+        self._operations = operations
         self._connections: set[_Connection] = set()
         self._users: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,8 +88,7 @@ class StreamTransport:
         self._awake, self._awake_until = False, 0.0
         self._may_stay_awake = len(os.sched_getaffinity(0)) > 1  # else the client could not run meanwhile
         self.address = f"unix:{os.fsdecode(listener.getsockname())}"
-        self.program = program
-        self.host = platform.node()
+        self.identity = operations.identity
         self.name = "unix"
         self.limits = limits
         self.numbers = itertools.count(1)
@@ -154,7 +152,7 @@ class StreamTransport:
             accepted.close()
             return
         accepted.setblocking(False)
-        connection = _Connection(self, self._engine, peer)
+        connection = _Connection(self, self._operations, peer)
         self._connections.add(connection)
         self._users[peer.uid] += 1
         self._spawn(self._join(accepted, connection))
@@ -236,11 +234,11 @@ class _Connection(asyncio.BufferedProtocol):
     kept: bytes that have come and are not answered. Reading stops while calls or answers are too many.
     """
 
-    def __init__(self, server: StreamTransport, engine: Engine, peer: Peer) -> None:
+    def __init__(self, server: StreamTransport, operations: Operations, peer: Peer) -> None:
         self.peer = peer
         self.kept = 0
         self._server = server
-        self._engine = engine
+        self._operations = operations
         self._limits = server.limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -444,51 +442,57 @@ class _Connection(asyncio.BufferedProtocol):
         role = role_of(self.peer)
         name = _name(self.peer)
         if role is Role.NOBODY:
-            raise Denied(f"{name} may not use vmstackd; members of group {READERS} may read")
+            raise Denied(f"{name} may not use {self._server.identity.program}; members of group {READERS} may read")
         common = set(ours) & set(hello.versions)
         if not common:
             spoken = ", ".join(str(version) for version in hello.versions) or "none"
             raise InvalidRequest(
                 f"no protocol version in common: the client speaks {spoken[:80]}, "
-                f"{self._server.program} {VERSION} speaks {', '.join(str(version) for version in ours)}",
+                f"{self._server.identity.program} {VERSION} speaks {', '.join(str(version) for version in ours)}",
                 field="versions",
             )
         self._caller = Caller(transport=self._server.name, identity=name, role=role)
         self._hello_by = None
         return session.HelloReply(
             version=max(common),
-            program=self._server.program,
+            program=self._server.identity.program,
             program_version=VERSION,
-            host=self._server.host,
+            host=self._server.identity.host,
             role=role.name.lower(),
+            uuid=self._server.identity.uuid,
         )
 
     def _dispatch(self, call: wire.Call, caller: Caller) -> None:
         kind = wire.METHODS.get(call.method)
-        if kind is None:
-            raise wire.unknown_method(call)
+        if kind is None or not (kind in wire.OF_CONNECTION or kind in self._operations.accepted):
+            raise wire.unknown_method(call, self._operations.accepted)
         request, options = wire.read_params(call.params, kind)
         if isinstance(request, session.Hello):
             raise InvalidRequest("hello was said already; it is the first call only", field="method")
+        if isinstance(request, session.Ping):
+            self._send(wire.response(call.msgid, session.Pong()))
+            return
         if isinstance(request, session.Subscribe):
             if self._subscriber is not None:
                 raise InvalidRequest("this connection has subscribed already", field="method")
-            self._send(wire.response(call.msgid, session.Subscribed()))
-            self._subscriber = self._loop.create_task(self._push(self._engine.feed.subscribe()))
+            subscription = self._operations.feed.subscribe()
+            names = self._operations.names() if request.names else ()
+            self._send(wire.response(call.msgid, session.Subscribed(names=names)))
+            self._subscriber = self._loop.create_task(self._push(subscription))
             return
         request_id = options.request_id or f"{self._server.name}-{next(self._server.numbers)}"
-        if not self._engine.started or (options.timeout is not None and isinstance(request, requests.Change)):
+        if not self._operations.started or (options.timeout is not None and not self._operations.at_once(request)):
             task = self._loop.create_task(self._wait(call.msgid, request, caller, request_id, options.timeout))
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
             self._calls.add(task)
             task.add_done_callback(self._ended)
-        elif isinstance(request, requests.Change):
-            begun = self._engine.begin(request, caller, request_id)
+        elif not self._operations.at_once(request):
+            begun = self._operations.begin(request, caller, request_id)
             self._calls.add(begun)
             begun.add_done_callback(partial(self._changed, call.msgid))
         else:
-            self._send(wire.response(call.msgid, self._engine.read(request, caller, request_id)))
+            self._send(wire.response(call.msgid, self._operations.read(request, caller, request_id)))
 
     def _changed(self, msgid: int, task: asyncio.Task[replies.Reply]) -> None:
         """Answer a change that has ended."""
@@ -505,7 +509,7 @@ class _Connection(asyncio.BufferedProtocol):
     ) -> None:
         try:
             async with asyncio.timeout(seconds):
-                frame = wire.response(msgid, await self._engine.handle(request, caller, request_id))
+                frame = wire.response(msgid, await self._operations.handle(request, caller, request_id))
         except TimeoutError:
             late = f"{request_id} is not done within {seconds:g} s; a change that has begun runs to its end"
             frame = wire.error_response(msgid, DeadlineExceeded(late))
@@ -556,7 +560,7 @@ class _Connection(asyncio.BufferedProtocol):
             await self._writable.wait()
             if changed and self._loop.time() >= due:
                 changed, due = False, self._loop.time() + STATUS_PERIOD
-                status = self._engine.status()
+                status = self._operations.status()
                 if status != told:
                     told = status
                     self._send(wire.notification(status))

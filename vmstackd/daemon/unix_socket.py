@@ -10,8 +10,8 @@ import socket
 import stat
 from pathlib import Path
 
-from vmstackd import log
-from vmstackd.peers import unix_peer
+from vmstackd.daemon import log
+from vmstackd.daemon.peers import unix_peer
 from vmstackd.wire import MAX_PATH_BYTES
 
 MODE = 0o660

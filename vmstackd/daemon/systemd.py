@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Mapping, MutableMapping
 
-from vmstackd import log
+from vmstackd.daemon import log
 
 FIRST_SOCKET = 3
 """The descriptor of the first socket that systemd passes."""
