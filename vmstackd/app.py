@@ -1,26 +1,20 @@
-"""Constructs and joins the parts of the daemon, and runs them until a signal."""
+"""Constructs and joins the parts of the daemon of a host."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import os
-import resource
-import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import msgspec
 
 from core.allocator import empty_state
 from core.cpuset import format_cpu_list
 from core.model import HostState, Rules
 from core.policy import POLICIES
 from core.topology import TopologyError
-from vmstackd.daemon import http, log, peers, stream, supervision, unix_socket
+from vmstackd.daemon.life import EXIT_FAILED, EXIT_UNAVAILABLE, CannotStart, Daemon
 from vmstackd.daemon.operations import Outcome
-from vmstackd.daemon.systemd import Notifier, PassedSocketsError, forget, passed_sockets, watchdog_interval
+from vmstackd.daemon.supervision import status_line
 from vmstackd.daemon.table import SettingsError
 from vmstackd.engine import Engine
 from vmstackd.hypervisor import HypervisorOptions, open_hypervisor
@@ -32,24 +26,6 @@ from vmstackd.topology_source import load_topology
 from vmstackd.transports.dbus import DbusTransport, NameTaken
 from vmstackd.transports.http import HostHttp
 from vmstackd.version import VERSION
-
-EXIT_DONE = 0
-EXIT_FAILED = 1
-EXIT_UNAVAILABLE = 6
-
-RPC, HTTP = "rpc", "http"
-"""What sockets are named that systemd passes (FileDescriptorName=)."""
-_FAMILIES = {RPC: (socket.AF_UNIX,), HTTP: (socket.AF_INET, socket.AF_INET6)}
-
-
-class _CannotStart(Exception):
-    """code: the exit code. event, next_step: for the log."""
-
-    def __init__(self, code: int, event: str, reason: object, next_step: str, **fields: object) -> None:
-        super().__init__(str(reason))
-        self.code = code
-        self.event = event
-        self.fields = {**fields, "reason": reason, "next_step": next_step}
 
 
 def host_state(settings: Settings) -> HostState:
@@ -119,234 +95,79 @@ async def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
 
     Raises SettingsError before anything starts.
     """
-    return await _Daemon(settings, read_settings).run()
+    return await _HostDaemon(TABLE, settings, read_settings).run()
 
 
-class _Daemon:
-    def __init__(self, settings: Settings, read_settings: Callable[[], Settings]) -> None:
-        """Takes over the signals, and what systemd passed. Raises SettingsError."""
-        self._settings = settings
-        self._read_settings = read_settings
-        self._stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        self._reload_due = False
-        self._notifier = Notifier(os.environ)
-        self._watchdog = watchdog_interval(os.environ)
-        self._metrics = Metrics()
-        self._http: HostHttp | None = None
-        self._ready = False
+class _HostDaemon(Daemon[Settings]):
+    _engine: Engine
 
-    async def run(self) -> int:
+    def build(self) -> Engine:
+        self._metrics = Metrics(per_vm=lambda: self.settings.metrics_per_vm, certificate=self.certificate_expiry)
         try:
-            async with contextlib.AsyncExitStack() as parts:
-                # Before anything could start a program that would get them too.
-                passed = self._passed_sockets(parts)
-                forget(os.environ)
-                self._engine = self._make_engine()
-                await self._serve(parts, passed)
-        except _CannotStart as error:
-            log.error(error.event, **error.fields)
-            return error.code
-        return EXIT_DONE
-
-    def _passed_sockets(self, parts: contextlib.AsyncExitStack) -> dict[str, socket.socket]:
-        try:
-            passed = passed_sockets(os.environ, os.getpid())
-        except PassedSocketsError as error:
-            raise _CannotStart(EXIT_FAILED, "sockets-unusable", error, "correct the .socket units") from error
-        for name, listener in passed.items():
-            parts.enter_context(listener)
-            if name not in (RPC, HTTP):
-                log.warning("socket-unknown", socket=name, next_step=f"name it {RPC} or {HTTP} (FileDescriptorName=)")
-            elif listener.family not in _FAMILIES[name]:
-                reason = f"the passed socket {name} is of the family {listener.family.name}"
-                next_step = f"in its .socket unit, {RPC} needs ListenStream=/A/PATH, {HTTP} ListenStream=ADDRESS:PORT"
-                raise _CannotStart(EXIT_FAILED, "sockets-unusable", reason, next_step)
-        return passed
-
-    def _make_engine(self) -> Engine:
-        try:
-            return engine(self._settings, self._metrics.count)
+            self._engine = engine(self.settings, self._metrics.count)
         except HypervisorError as error:
             raise self._unreachable(error) from error
+        return self._engine
 
-    def _unreachable(self, error: HypervisorError) -> _CannotStart:
-        uri = self._settings.hypervisor
+    def _unreachable(self, error: HypervisorError) -> CannotStart:
+        uri = self.settings.hypervisor
         next_step = (
             "end the process that uses this directory, or name another one with --hypervisor"
             if uri.startswith("qemu:///embed")
             else "start it (systemctl start libvirtd), or name another with --hypervisor"
         )
-        return _CannotStart(EXIT_UNAVAILABLE, "hypervisor-unreachable", error, next_step, uri=uri)
+        return CannotStart(EXIT_UNAVAILABLE, "hypervisor-unreachable", error, next_step, uri=uri)
 
-    async def _serve(self, parts: contextlib.AsyncExitStack, passed: dict[str, socket.socket]) -> None:
-        """Open the doors, start the engine, and wait for a signal. What is opened is closed with parts."""
-        _raise_file_limit()
-        settings, host = self._settings, self._engine
-        # First the one whose error says which process has it.
-        rpc_listener = passed.get(RPC) or self._listen_rpc(parts)
-        http_listener = passed.get(HTTP) or self._listen_http(parts)
-        topology = host.state.topology
-        log.info(
-            "starting",
-            version=VERSION,
-            hypervisor=settings.hypervisor,
-            topology=topology.name,
-            cpus=format_cpu_list(sorted(topology.cpu_ids)),
-            memory_mib=host.state.memory_mib,
-            policy=settings.policy,
-            critical_size=settings.critical_size,
-        )
+    def facts(self) -> Mapping[str, object]:
+        settings, state = self.settings, self._engine.state
+        return {
+            "version": VERSION,
+            "host": self._engine.identity.host,
+            "uuid": self._engine.identity.uuid,
+            "hypervisor": settings.hypervisor,
+            "topology": state.topology.name,
+            "cpus": format_cpu_list(sorted(state.topology.cpu_ids)),
+            "memory_mib": state.memory_mib,
+            "policy": settings.policy,
+            "critical_size": settings.critical_size,
+        }
+
+    async def join(self, parts: contextlib.AsyncExitStack) -> Mapping[str, object]:
         # The bus name is taken before VMs are touched: whoever has it is the host's one daemon.
-        dbus = await self._join_bus(parts)
-        self._notifier.status(f"connecting to {settings.hypervisor}")
-        if not await self._start_engine():
-            log.info("stopping", note="before the hypervisor answered")
-            return
-        parts.push_async_callback(host.stop)
-        self._metrics.watch(host.status, lambda: host.repins)
-        if not self._stop.is_set():
-            await self._open_doors(parts, http_listener, rpc_listener, dbus)
-            await self._stop.wait()
-        self._ready = False
-        self._notifier.stopping()
-        vms = host.status().host.vms
-        log.info("stopping", vms=vms, note="VMs keep running" if vms else None)
-
-    async def _open_doors(
-        self,
-        parts: contextlib.AsyncExitStack,
-        http_listener: socket.socket,
-        rpc_listener: socket.socket | None,
-        dbus: DbusTransport | None,
-    ) -> None:
-        """Begin to answer, and say so."""
-        host = self._engine
-        rpc = None
-        if rpc_listener is not None:
-            rpc = stream.StreamTransport(host, rpc_listener)
-            await rpc.start()
-            parts.push_async_callback(rpc.stop)
-        self._http = HostHttp(host, self._metrics, http_listener, self._settings.http_names)
-        await self._http.start()
-        parts.push_async_callback(self._http.stop)
-        tasks = [
-            asyncio.create_task(
-                supervision.show_status(host, self._notifier, lambda: supervision.status_line(host.status()))
-            )
-        ]
-        if self._watchdog is not None:
-            tasks.append(asyncio.create_task(supervision.feed_watchdog(host, self._notifier, self._watchdog)))
-        for task in tasks:
-            parts.callback(task.cancel)
-        log.info(
-            "ready",
-            http=self._http.address,
-            socket=rpc.address if rpc else None,
-            dbus=dbus.address if dbus else None,
-            vms=host.status().host.vms,
-        )
-        self._ready = True
-        self._notifier.ready()
-
-    def _listen_http(self, parts: contextlib.AsyncExitStack) -> socket.socket:
-        settings = self._settings
-        try:
-            return parts.enter_context(http.listen(settings.http_host, settings.http_port))
-        except OSError as error:
-            raise _CannotStart(
-                EXIT_FAILED,
-                "http-failed",
-                error.strerror or error,
-                "free the address, or choose another with --http-host and --http-port",
-                address=f"{settings.http_host}:{settings.http_port}",
-            ) from error
-
-    def _listen_rpc(self, parts: contextlib.AsyncExitStack) -> socket.socket | None:
-        path = self._settings.socket
-        if path == "none":
-            return None
-        try:
-            return parts.enter_context(unix_socket.listen(Path(path), peers.READERS))
-        except OSError as error:
-            raise _CannotStart(
-                EXIT_FAILED,
-                "socket-failed",
-                error.strerror or error,
-                "end the other daemon, make the directory, or choose another path with --socket (or none)",
-                path=path,
-            ) from error
-
-    async def _join_bus(self, parts: contextlib.AsyncExitStack) -> DbusTransport | None:
-        if self._settings.dbus == "none":
-            return None
-        transport = DbusTransport(self._engine, self._settings.dbus)
+        if self.settings.dbus == "none":
+            return {}
+        transport = DbusTransport(self._engine, self.settings.dbus)
         try:
             await transport.start()
         except NameTaken as error:
             next_step = "end it (systemctl stop vmstackd), or use another bus with --dbus (or none)"
-            raise _CannotStart(EXIT_FAILED, "name-taken", error, next_step) from error
+            raise CannotStart(EXIT_FAILED, "name-taken", error, next_step) from error
         except OSError as error:
             next_step = "start it (systemctl start dbus), or do without with --dbus none"
-            raise _CannotStart(EXIT_UNAVAILABLE, "dbus-unreachable", error, next_step, bus=transport.address) from error
+            raise CannotStart(EXIT_UNAVAILABLE, "dbus-unreachable", error, next_step, bus=transport.address) from error
         parts.push_async_callback(transport.stop)
-        return transport
+        return {"dbus": transport.address}
 
-    async def _start_engine(self) -> bool:
-        """False if a signal came first."""
-        starting = asyncio.create_task(
-            self._engine.start(require_hypervisor=self._settings.require_hypervisor), name="start"
-        )
-        stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not starting.done():
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-            return False
+    async def start(self) -> None:
+        self.tell(f"connecting to {self.settings.hypervisor}")
         try:
-            starting.result()
+            await self._engine.start(require_hypervisor=self.settings.require_hypervisor)
         except HypervisorError as error:
             raise self._unreachable(error) from error
-        return True
+        self._metrics.watch(self._engine)
 
-    def _hang_up(self) -> None:
-        """Reload, once for all signals that come until then."""
-        if not self._reload_due:
-            self._reload_due = True
-            asyncio.get_running_loop().call_soon(self._reload)
+    async def stop(self) -> None:
+        await self._engine.stop()
 
-    def _reload(self) -> None:
-        """Read the settings again, and use those that can change while VMs run."""
-        self._reload_due = False
-        if self._ready:  # else the end of the reload would be taken for that of the start
-            self._notifier.reloading()
-        try:
-            read = self._read_settings()
-        except SettingsError as error:
-            log.error("reload-failed", reason=error, next_step="correct it and reload; the settings before stay in use")
-        else:
-            self._use(read)
-        if self._ready:
-            self._notifier.ready()
+    def endpoint(self, listener: socket.socket) -> HostHttp:
+        return HostHttp(self._engine, self._metrics, listener, self.settings.http_names)
 
-    def _use(self, read: Settings) -> None:
-        changed = [row for row in TABLE.rows if getattr(read, row.key) != getattr(self._settings, row.key)]
-        now = {row.key: getattr(read, row.key) for row in changed if row.reload}
-        later = [row.key for row in changed if not row.reload]
-        settings = self._settings = msgspec.structs.replace(self._settings, **now)
+    def line(self) -> str:
+        return status_line(self._engine.status())
+
+    def use(self, settings: Settings) -> None:
         self._engine.reconfigure(_rules(settings), POLICIES[settings.policy], settings.period, _options(settings))
-        if self._http is not None:
-            self._http.rename(settings.http_names)
-        log.set_level(debug=settings.debug > 0)
-        log.info("reloaded", changed=",".join(now) or "nothing", needs_restart=",".join(later) or None)
 
-
-def _raise_file_limit() -> None:
-    """As many descriptors as we may have: every connection takes one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    def farewell(self) -> Mapping[str, object]:
+        vms = self._engine.status().host.vms
+        return {"vms": vms, "note": "VMs keep running" if vms else None}

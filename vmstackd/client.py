@@ -1,4 +1,4 @@
-"""A typed client of the socket: what ``Engine`` can be asked, from another process.
+"""A typed client: what ``Operations`` can be asked, from another process or another machine.
 
 Errors are those of ``vmstackd.api.errors``, the server's and our own alike.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
+import ssl
+import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -16,13 +19,20 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from vmstackd import wire
+from vmstackd.address import Address, is_loopback, parse_address, watch_over
 from vmstackd.api import replies, requests, session
-from vmstackd.api.errors import DeadlineExceeded, InvalidRequest, Unavailable, VmstackError
+from vmstackd.api.errors import DeadlineExceeded, Denied, InvalidRequest, Unavailable, VmstackError
+from vmstackd.tls import Tls, hosts_in
+
+__all__ = ["MALFORMED", "Address", "Client", "parse_address"]
 
 CONNECT_TIMEOUT = 10.0
 """Seconds."""
 MOST_EVENTS = 1000
 """Kept for a subscriber that does not take them."""
+
+MALFORMED = "malformed"
+"""The detail "fault" of an Unavailable whose cause is that the other side does not speak our protocol."""
 
 _R = TypeVar("_R", bound=msgspec.Struct)
 
@@ -43,27 +53,36 @@ class Client:
         self._link = link
 
     @classmethod
-    async def connect(cls, address: str, *, program: str, timeout: float = CONNECT_TIMEOUT) -> Self:  # noqa: ASYNC109
-        """Connect to ``/a/path`` or ``unix:/a/path``. program: our name, for the server's log. timeout: seconds.
+    async def connect(
+        cls,
+        address: str,
+        *,
+        program: str,
+        timeout: float = CONNECT_TIMEOUT,  # noqa: ASYNC109
+        tls: Tls | None = None,
+    ) -> Self:
+        """Connect to an address as ``parse_address`` reads it. program: our name, for the server's log.
 
-        Raises InvalidRequest if the address is none, Unavailable with what to do if nobody answers, and what
-        the server may say, such as Denied.
+        timeout: seconds. tls: needed for TCP beyond this machine. Raises InvalidRequest if the address is none or
+        needs TLS, Unavailable with what to do if nobody answers, Denied if the two do not trust each other, and
+        what the server may say.
         """
-        path = unix_path(address)
+        where = parse_address(address)
         try:
             async with asyncio.timeout(timeout):
-                _, link = await asyncio.get_running_loop().create_unix_connection(lambda: _Link(address), path)
+                link = await _connected(address, where, tls)
                 client = cls(address, link)
                 try:
                     hello = session.Hello(versions=session.PROTOCOL_VERSIONS, client=program)
                     client.hello = await link.call(hello, session.HelloReply)
+                    link.greeted = True
                 except BaseException:
                     link.close()
                     raise
         except TimeoutError:
             raise Unavailable(f"{address} does not answer within {timeout:g} s") from None
         except OSError as error:
-            raise _unreachable(address, error) from error
+            raise _unreachable(address, where, error) from error
         return client
 
     async def __aenter__(self) -> Self:
@@ -149,24 +168,87 @@ class Client:
         """The host's CPUs and the level that owns each."""
         return await self._call(request, replies.TopologyReply, timeout, request_id)
 
+    async def cordon(
+        self,
+        request: requests.Cordon,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+        request_id: str | None = None,
+    ) -> replies.CordonReply:
+        """Let a host have no new VMs."""
+        return await self._call(request, replies.CordonReply, timeout, request_id)
+
+    async def uncordon(
+        self,
+        request: requests.Uncordon,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+        request_id: str | None = None,
+    ) -> replies.CordonReply:
+        """Let a host have new VMs again."""
+        return await self._call(request, replies.CordonReply, timeout, request_id)
+
+    async def hosts(
+        self,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+        request_id: str | None = None,
+    ) -> replies.HostsReply:
+        """The hosts of a cluster."""
+        return await self._call(requests.Hosts(), replies.HostsReply, timeout, request_id)
+
+    async def host_add(
+        self,
+        request: requests.HostAdd,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+        request_id: str | None = None,
+    ) -> replies.HostListed:
+        """Make a host part of the cluster."""
+        return await self._call(request, replies.HostListed, timeout, request_id)
+
+    async def host_remove(
+        self,
+        request: requests.HostRemove,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+        request_id: str | None = None,
+    ) -> replies.HostListed:
+        """Take a host out of the cluster."""
+        return await self._call(request, replies.HostListed, timeout, request_id)
+
+    async def ping(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Return once the server has said that it is there."""
+        await self._call(session.Ping(), session.Pong, timeout, None)
+
     async def subscribe(self) -> AsyncIterator[session.Push]:
         """The status of now, then every event, and the status whenever it has changed; once per connection.
 
         Whoever takes them slowly gets the newest status only, and Missed for what was too much to keep.
         """
+        _, pushes = await self.watch()
+        async for push in pushes:
+            yield push
+
+    async def watch(
+        self,
+        *,
+        names: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> tuple[session.Subscribed, Pushes]:
+        """As ``subscribe``, with the answer: with names, those of the VMs of the very moment at which events begin."""
         if self._link.pushes is not None:
             raise InvalidRequest("this connection has subscribed already")
-        pushes = self._link.pushes = _Pushes()
-        await self._link.call(session.Subscribe(), session.Subscribed)
-        while True:
-            for push in await pushes.take():
-                yield push
-            if self._link.lost is not None:
-                raise self._link.lost
+        pushes = self._link.pushes = Pushes()
+        try:
+            return await self._call(session.Subscribe(names=names), session.Subscribed, timeout, None), pushes
+        except VmstackError:
+            self._link.pushes = None
+            raise
 
     async def _call(
         self,
-        request: requests.Request,
+        request: requests.Request | session.Ping | session.Subscribe,
         answer: type[_R],
         timeout: float | None,  # noqa: ASYNC109
         request_id: str | None,
@@ -183,14 +265,15 @@ class Client:
             raise DeadlineExceeded(f"{self.address} has not answered within {timeout:g} s") from None
 
 
-class _Pushes:
-    """What a subscriber has not taken yet: events, and the newest status."""
+class Pushes(AsyncIterator[session.Push]):
+    """What a subscriber has not taken yet: events, and the newest status. Ends with what ended the connection."""
 
     def __init__(self) -> None:
         self._events: deque[session.Event] = deque()
         self._missed = 0
         self._status: replies.StatusReply | None = None
-        self.something = asyncio.Event()
+        self._something: asyncio.Future[None] | None = None
+        self._lost: VmstackError | None = None
 
     def add(self, push: session.Push) -> None:
         """Keep it."""
@@ -200,27 +283,103 @@ class _Pushes:
             self._events.append(push)
         else:
             self._missed += push.count if isinstance(push, session.Missed) else 1
-        self.something.set()
+        self._wake()
 
-    async def take(self) -> list[session.Push]:
-        """Wait until there is something, and take it all."""
-        await self.something.wait()
-        self.something.clear()
-        pushes: list[session.Push] = [*self._events]
-        if self._missed:
-            pushes.append(session.Missed(time=time.time(), count=self._missed))
-        if self._status is not None:
-            pushes.append(self._status)
-        self._events.clear()
-        self._missed, self._status = 0, None
-        return pushes
+    def lose(self, error: VmstackError) -> None:
+        """Nothing more will come."""
+        self._lost = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._something is not None and not self._something.done():
+            self._something.set_result(None)
+
+    async def __anext__(self) -> session.Push:
+        while True:
+            if self._events:
+                return self._events.popleft()
+            if self._missed:
+                missed, self._missed = self._missed, 0
+                return session.Missed(time=time.time(), count=missed)
+            if self._status is not None:
+                status, self._status = self._status, None
+                return status
+            if self._lost is not None:
+                raise self._lost
+            self._something = asyncio.get_running_loop().create_future()
+            await self._something
+
+
+async def _connected(address: str, where: Address, tls: Tls | None) -> _Link:
+    """Raises InvalidRequest, Denied, OSError."""
+    loop = asyncio.get_running_loop()
+    if where.kind == "unix":
+        _, link = await loop.create_unix_connection(lambda: _Link(address), where.path)
+        return link
+    if tls is None:
+        return await _over_tcp(address, where, None)
+    try:
+        return await _over_tcp(address, where, tls.client())
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code not in _OTHER_NAME:
+            raise
+        # Only for what to tell: the certificate is that of a stranger by its name, not by its signature.
+        link = await _over_tcp(address, where, tls.client(any_name=True))
+        names = ", ".join(hosts_in(link.peer_certificate)) or "no host"
+        link.close()
+        raise Denied(
+            f"the certificate at {address} is for {names[:200]}, not for {where.host}; call the host by a name that it "
+            f"has, or make a certificate: vmstackctl pki host NAME --address {where.host}"
+        ) from error
+
+
+async def _over_tcp(address: str, where: Address, context: ssl.SSLContext | None) -> _Link:
+    connection = await _tcp(address, where, plain=context is None)
+    try:
+        watch_over(connection)
+        name = None if context is None else where.host
+        _, link = await asyncio.get_running_loop().create_connection(
+            lambda: _Link(address, secure=context is not None), sock=connection, ssl=context, server_hostname=name
+        )
+    except BaseException:
+        connection.close()
+        raise
+    return link
+
+
+async def _tcp(address: str, where: Address, *, plain: bool) -> socket.socket:
+    """A connection to the first of the host's addresses that answers. plain: only within this machine."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    if plain and not all(is_loopback(str(end[0])) for *_, end in found):
+        raise InvalidRequest(
+            f"{address} is not within this machine, so TLS is needed: give --tls-ca, --tls-cert and --tls-key "
+            "(settings tls_ca, tls_certificate, tls_key); vmstackctl pki client makes a certificate",
+            field="address",
+        )
+    failure: OSError | None = None
+    for family, kind, protocol, _, end in found:
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.setblocking(False)
+            await loop.sock_connect(connection, end)
+        except OSError as error:
+            connection.close()
+            failure = failure or error
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise failure or OSError(errno.EADDRNOTAVAIL, "it has no address")
 
 
 class _Link(asyncio.Protocol):
     """The bytes below a Client."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, secure: bool = False) -> None:
         self._address = address
+        self._secure = secure
         self._transport: asyncio.Transport | None = None
         self._inbox = wire.Replies()
         self._calls: dict[int, tuple[asyncio.Future[Any], type[msgspec.Struct]]] = {}
@@ -228,7 +387,8 @@ class _Link(asyncio.Protocol):
         self._out: list[bytes] = []
         self._gathering = False
         self._loop = asyncio.get_running_loop()
-        self.pushes: _Pushes | None = None
+        self.pushes: Pushes | None = None
+        self.greeted = False
         self.lost: VmstackError | None = None
         self.closed = asyncio.Event()
 
@@ -248,12 +408,20 @@ class _Link(asyncio.Protocol):
         finally:
             self._calls.pop(msgid, None)
 
+    @property
+    def peer_certificate(self) -> dict[str, Any] | None:
+        """As the ssl module tells it."""
+        return None if self._transport is None else self._transport.get_extra_info("peercert")
+
     def close(self) -> None:
         """Hang up."""
         self._lose(Unavailable(f"the connection to {self._address} is closed"))
         if self._transport is None:
             self.closed.set()
         else:
+            if self._calls:
+                # What the kernel has not sent yet is not to arrive later, when nobody knows of it any more.
+                _discard_unsent(self._transport.get_extra_info("socket"))
             self._transport.abort()
 
     def _send(self, frame: bytes) -> None:
@@ -279,7 +447,7 @@ class _Link(asyncio.Protocol):
             if not future.done():
                 future.set_exception(error)
         if self.pushes is not None:
-            self.pushes.something.set()
+            self.pushes.lose(error)
 
     # As asyncio's transport tells
 
@@ -294,7 +462,8 @@ class _Link(asyncio.Protocol):
         except wire.Malformed as error:
             self._lose(
                 Unavailable(
-                    f"what answers at {self._address} does not speak our protocol, it sent {error}; is it vmstackd?"
+                    f"what answers at {self._address} does not speak our protocol, it sent {error}; is it vmstackd?",
+                    fault=MALFORMED,
                 )
             )
             if self._transport is not None:
@@ -317,39 +486,93 @@ class _Link(asyncio.Protocol):
                     self.pushes.add(push)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        why = f": {exc.strerror or exc}" if isinstance(exc, OSError) else ""
-        self._lose(
-            Unavailable(f"{self._address} closed the connection{why}; its log may say why: journalctl -u vmstackd")
-        )
+        self._lose(_hung_up(self._address, exc, refused=self._secure and not self.greeted))
         self.closed.set()
 
 
-def unix_path(address: str) -> str:
-    """The path in an address. Raises InvalidRequest."""
-    path = address.removeprefix("unix:")
-    if path.startswith("/"):
-        if len(path.encode("utf-8", "surrogateescape")) > wire.MAX_PATH_BYTES or "\0" in path:
-            raise InvalidRequest(
-                f"the path of a socket may have {wire.MAX_PATH_BYTES} bytes: {address[:200]!r}", field="address"
-            )
-        return path
-    # Here host:port will be understood once the daemon listens on TCP.
-    raise InvalidRequest(
-        f"{address[:200]!r} is no address: it must be /a/path or unix:/a/path; host:port is not possible yet",
-        field="address",
-    )
+def _discard_unsent(connection: socket.socket | None) -> None:
+    if connection is not None and connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def _unreachable(address: str, error: OSError) -> Unavailable:
+_OTHER_NAME = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL."""
+_LOG = "journalctl -u vmstackd there says why"
+_CERTIFICATES = "vmstackctl pki --help shows how to make certificates"
+_RUNNING = "is vmstackd running? systemctl status vmstackd"
+_ALERTS = {
+    "UNKNOWN_CA": "it is not signed by the authority that is known there (tls_ca)",
+    "CERTIFICATE_EXPIRED": "it has expired",
+    "UNSUPPORTED_CERTIFICATE": "it is not for clients",
+    "CERTIFICATE_REQUIRED": "there is none",
+    "BAD_CERTIFICATE": "it is malformed",
+}
+"""What a server may say of our certificate, by the end of OpenSSL's name for it."""
+
+
+def _hung_up(address: str, error: Exception | None, *, refused: bool) -> VmstackError:
+    """refused: whether the server had agreed on TLS and answered nothing since, as one does that rejects us."""
+    if isinstance(error, ssl.SSLError):
+        for alert, why in _ALERTS.items():
+            if (error.reason or "").endswith(alert):
+                return Denied(f"{address} does not accept our certificate: {why}; {_CERTIFICATES}")
+    if refused:
+        return Denied(
+            f"{address} hung up after the handshake, so it does not accept our certificate: signed by another "
+            f"authority, expired, or not one for clients; {_LOG}"
+        )
+    why = f": {error.strerror or error}" if isinstance(error, OSError) else ""
+    return Unavailable(f"{address} closed the connection{why}; its log may say why: journalctl -u vmstackd")
+
+
+def _unreachable(address: str, where: Address, error: OSError) -> VmstackError:
+    if isinstance(error, ssl.SSLError):
+        return _untrusted(address, error)
+    return Unavailable(f"cannot reach {address}: {_why_not(where, error)}")
+
+
+def _why_not(where: Address, error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"the name {where.host} is not known: {error.strerror}; correct it, or use the address"
+    tcp = where.kind == "tcp"
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
-            why = "there is no such socket; is vmstackd running? systemctl status vmstackd"
+            return f"there is no such socket; {_RUNNING}"
         case errno.ECONNREFUSED:
-            why = "nobody listens there; is vmstackd running? systemctl status vmstackd"
-        case errno.EACCES | errno.EPERM:
-            why = "not permitted; join group vmstack (sudo usermod -aG vmstack $USER) and log in anew, or use sudo"
+            return f"nobody listens there; {_RUNNING}" + (", and tcp_host and tcp_port in its settings" if tcp else "")
+        case errno.EACCES | errno.EPERM if not tcp:
+            return "not permitted; join group vmstack (sudo usermod -aG vmstack $USER) and log in anew, or use sudo"
         case errno.EAGAIN:
-            why = "it is overloaded; try again"
+            return "it is overloaded; try again"
+        case errno.ETIMEDOUT | errno.EHOSTUNREACH | errno.ENETUNREACH:
+            return f"{error.strerror}; is the machine on, and does a firewall let port {where.port} through?"
+        case errno.ECONNRESET | errno.EPIPE | None if tcp:
+            return "it hung up during the handshake; does it speak TLS, and is it vmstackd or globald? " + _LOG
         case _:
-            why = error.strerror or str(error)
-    return Unavailable(f"cannot reach {address}: {why}")
+            return error.strerror or str(error)
+
+
+def _untrusted(address: str, error: ssl.SSLError) -> VmstackError:
+    """Why there is no TLS with a server."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        match error.verify_code:
+            case 10:  # X509_V_ERR_CERT_HAS_EXPIRED
+                why = "it has expired; renew it with vmstackctl pki host NAME --force"
+            case 9:  # X509_V_ERR_CERT_NOT_YET_VALID
+                why = "it is not valid yet; are the clocks of both machines right?"
+            case 26:  # X509_V_ERR_INVALID_PURPOSE
+                why = f"it is not for servers; {_CERTIFICATES}"
+            case 18 | 19 | 20 | 21:  # of the chain to the authority
+                why = "it is not signed by our authority (tls_ca); use the ca.crt of its cluster"
+            case _:
+                why = f"{error.verify_message}; {_CERTIFICATES}"
+        return Denied(f"cannot trust the certificate of {address}: {why}")
+    reason = error.reason or ""
+    for alert, why in _ALERTS.items():
+        if reason.endswith(alert):
+            return Denied(f"{address} does not accept our certificate: {why}; {_CERTIFICATES}")
+    if reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        return Unavailable(f"{address} does not speak TLS; set tls_ca, tls_certificate and tls_key there")
+    if reason.endswith("PROTOCOL_VERSION") or reason == "UNSUPPORTED_PROTOCOL":
+        return Unavailable(f"{address} does not speak TLS 1.3; is it vmstackd or globald?")
+    return Unavailable(f"no TLS with {address}: {reason.replace('_', ' ').lower() or error}; {_LOG}")

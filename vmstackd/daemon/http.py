@@ -11,14 +11,13 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from core.level import UNIT, format_level
 from vmstackd.api import replies, requests
 from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import Denied, Internal, InvalidRequest, NotFound, VmstackError
@@ -33,13 +32,12 @@ BACKLOG = 512
 
 _OWN_WORDS = {"vcpus": "cpu", "memory_mib": "mem", "level": "oc", "image": "qcow2"}
 """What fields of requests are called here."""
-
 _FORM = "application/x-www-form-urlencoded"
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class _Call:
-    """One HTTP request. asked: whether it has reached the engine."""
+    """One HTTP request. asked: whether it has come so far that the operations were asked."""
 
     __slots__ = ("asked", "request_id")
 
@@ -49,7 +47,6 @@ class _Call:
 
 
 _CALL: ContextVar[_Call] = ContextVar("call")
-
 _R = TypeVar("_R", bound=replies.Reply)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -64,6 +61,17 @@ class Route(msgspec.Struct, frozen=True):
     changing: bool = False
     parameters: tuple[str, ...] = ()
     example: str = ""
+
+
+def vm_routes(deploy: Handler, remove: Handler, progress: Handler) -> dict[str, Route]:
+    """The paths that are about a VM: the prototype's host and its cluster had the same ones."""
+    size = ("cpu", "mem", "oc")
+    example = "name=example&cpu=1&mem=1&oc=1.0&qcow2=/var/lib/libvirt/images/volume.qcow2"
+    return {
+        "/deploy": Route(deploy, changing=True, parameters=("name", *size, "qcow2"), example=f"/deploy?{example}"),
+        "/remove": Route(remove, changing=True, parameters=("name",), example="/remove?name=example"),
+        "/progress": Route(progress, parameters=size, example="/progress?cpu=1&mem=1&oc=1.0"),
+    }
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -153,7 +161,7 @@ class HttpTransport(ABC):
             self._refuse_other_sites(request)
             return await handler(request)
         except VmstackError as error:
-            if not call.asked:  # what the engine was asked is in the log already
+            if not call.asked:  # what the operations were asked is in the log already
                 log.info(
                     "http-refused",
                     request=call.request_id,
@@ -251,34 +259,6 @@ async def _caller(http: web.Request, request: requests.Request) -> Caller:
     peer = peers.user_peer(uid)
     role = max(Role.READER, peers.role_of(peer))
     return Caller(transport="http", identity=f"{peer.user}@{identity}", role=role)
-
-
-def legacy_status(reply: replies.StatusReply) -> dict[str, Any]:
-    """The prototype's status (SEMANTICS 7)."""
-    host = reply.host
-    memory: dict[str, Any] = {}
-    if host.levels:
-        memory["1"] = {
-            "pcap": host.allocated_mib,
-            "palloc": host.allocated_mib,
-            "vavail": 0,
-            "vpotential": host.free_mib,
-        }
-    return {
-        "cpu": {
-            "avail": host.free_cpus,
-            "subset": {
-                format_level(level.level): {
-                    "pcap": level.cpus,
-                    "palloc": level.vcpus,
-                    "vavail": level.available_thousandths / UNIT,
-                    "vpotential": level.potential_thousandths / UNIT,
-                }
-                for level in host.levels
-            },
-        },
-        "mem": {"avail": host.free_mib, "subset": memory},
-    }
 
 
 def _in_own_words(error: InvalidRequest) -> InvalidRequest:

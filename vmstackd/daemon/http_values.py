@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from core.level import UNIT, LevelError, format_level, parse_level
-from vmstackd.api import replies, requests
+from core.status import HostStatus
+from vmstackd.api import requests
 from vmstackd.api.errors import InvalidRequest, NoCapacity, NotFound, VmstackError
 
 MOST_PARAMETERS = 20
@@ -74,9 +75,8 @@ def level(field: str, text: str) -> int:
         raise InvalidRequest(f"{field}: {error}", field=field) from error
 
 
-def legacy_status(reply: replies.StatusReply) -> dict[str, Any]:
-    """The prototype's status (SEMANTICS 7)."""
-    host = reply.host
+def legacy_status(host: HostStatus) -> dict[str, Any]:
+    """The prototype's status of a host (SEMANTICS 7)."""
     memory: dict[str, Any] = {}
     if host.levels:
         memory["1"] = {

@@ -27,7 +27,8 @@ JOURNAL_PATIENCE_S = 0.05
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.,:/@+-")
 
-logger = logging.getLogger("vmstackd")
+logger = logging.getLogger("vmstack")
+"""Of every daemon; its name is shown nowhere."""
 
 
 def event(severity: int, name: str, **fields: object) -> None:
@@ -92,7 +93,7 @@ def formatter() -> logging.Formatter:
     return _Formatter()
 
 
-_OPERATIONS = frozenset({"deploy", "remove"})
+_OPERATIONS = frozenset({"deploy", "remove", "cordon", "uncordon", "host_add", "host_remove"})
 _JOURNAL_KEY = re.compile(r"[A-Z0-9_]{1,56}")
 """What may follow VMSTACK_; journald drops other names, and those of more than 64 characters."""
 
@@ -100,12 +101,12 @@ _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), 
 """From a severity of Python's to syslog's."""
 
 
-def journal_entry(record: logging.LogRecord) -> bytes:
+def journal_entry(record: logging.LogRecord, program: str) -> bytes:
     """The record in the journal's native protocol: every field of an event also as VMSTACK_<KEY>."""
     entry = {
         "MESSAGE": _Message().format(record),
         "PRIORITY": str(next((priority for level, priority in _PRIORITIES if record.levelno >= level), 7)),
-        "SYSLOG_IDENTIFIER": "vmstackd",
+        "SYSLOG_IDENTIFIER": program,
     }
     if hasattr(record, "fields"):
         fields: dict[str, Any] = record.fields
@@ -162,12 +163,13 @@ class Unwaiting:
 class JournalHandler(logging.StreamHandler[Writable]):
     """Sends each record to the journal's socket. What is not taken is written to the stream, as text.
 
-    patience: seconds that a journal whose queue is full gets to make room; only once, until it takes
-    something again.
+    program: whose records these are. patience: seconds that a journal whose queue is full gets to make
+    room; only once, until it takes something again.
     """
 
-    def __init__(self, path: str, stream: Writable, patience: float = JOURNAL_PATIENCE_S) -> None:
+    def __init__(self, path: str, stream: Writable, program: str, patience: float = JOURNAL_PATIENCE_S) -> None:
         super().__init__(stream)
+        self._program = program
         self.setFormatter(formatter())
         self._path = path
         # Not connected: a journald that starts anew has another socket at the same path.
@@ -179,7 +181,7 @@ class JournalHandler(logging.StreamHandler[Writable]):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._send(journal_entry(record))
+            self._send(journal_entry(record, self._program))
         except OSError:
             super().emit(record)
         except Exception:  # as in logging's own handlers: a record that cannot be formatted is a mistake of ours
@@ -199,7 +201,7 @@ class JournalHandler(logging.StreamHandler[Writable]):
 
     def _send_file(self, entry: bytes) -> None:
         """For what is too large for a datagram."""
-        with os.fdopen(os.memfd_create("vmstackd-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb") as file:
+        with os.fdopen(os.memfd_create(f"{self._program}-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb") as file:
             file.write(entry)
             file.flush()
             # journald reads only what nobody can change under its hands.
@@ -227,11 +229,17 @@ def _is_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
     return stat.S_ISSOCK(found.st_mode) and told == f"{found.st_dev}:{found.st_ino}"
 
 
-def set_up(*, debug: bool, environment: Mapping[str, str] = os.environ, journal: str = JOURNAL_SOCKET) -> None:
+def set_up(
+    *,
+    debug: bool,
+    program: str = "vmstackd",
+    environment: Mapping[str, str] = os.environ,
+    journal: str = JOURNAL_SOCKET,
+) -> None:
     """Send everything to stderr, or to the journal if stderr leads there; debug messages only on request."""
     handler: logging.Handler
     if _is_journal(2, environment):
-        handler = JournalHandler(journal, Unwaiting(2))
+        handler = JournalHandler(journal, Unwaiting(2), program)
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(formatter())

@@ -1,17 +1,20 @@
 """msgpack-RPC over a stream socket (see ``vmstackd.wire``), for many clients of which none can harm another.
 
 Whatever a client makes us keep is bounded, for each and for all together; whoever goes beyond is dropped.
+What differs between Unix sockets, TCP and TLS is in ``vmstackd.daemon.callers``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
+import ssl
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Hashable
 from functools import partial
 from typing import Any
 
@@ -22,10 +25,11 @@ from vmstackd.api import replies, requests, session
 from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import DeadlineExceeded, Denied, InvalidRequest, VmstackError
 from vmstackd.daemon import log
+from vmstackd.daemon.callers import Visitor, listener_of
 from vmstackd.daemon.feed import Subscription
 from vmstackd.daemon.operations import Operations
-from vmstackd.daemon.peers import READERS, Peer, role_of, unix_peer
 from vmstackd.daemon.unix_socket import ListenError, listen
+from vmstackd.tls import Tls
 from vmstackd.version import VERSION
 
 __all__ = ["Limits", "ListenError", "StreamTransport", "listen"]
@@ -46,10 +50,11 @@ STAY_AWAKE = 100e-6
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """connections: of all, and per_user of one that is not root. calls: in progress, of one connection.
+    """connections: of all, and per_user of one that is not root, or of one address over TCP. calls: in progress, of
+    one connection.
 
-    hello, frame, stall: seconds until hello has come, a frame that has begun has ended, something is
-    read of what is pending. mark: bytes that may be pending for a client before it must read;
+    handshake, hello, frame, stall: seconds until TLS is agreed on, hello has come, a frame that has begun has ended,
+    something is read of what is pending. mark: bytes that may be pending for a client before it must read;
     kept: bytes that have come and are not answered, and pending: bytes beyond the mark, of all
     connections. period: seconds between two looks at the clock.
     """
@@ -57,6 +62,7 @@ class Limits(msgspec.Struct, frozen=True):
     connections: int = 4096
     per_user: int = 2048
     calls: int = 128
+    handshake: float = 10.0
     hello: float = 10.0
     frame: float = 10.0
     stall: float = 30.0
@@ -67,7 +73,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class StreamTransport:
-    """Serves one engine on one listening socket."""
+    """Serves one engine on one listening socket: of Unix, or of TCP; that one with TLS if there are certificates."""
 
     def __init__(
         self,
@@ -75,21 +81,24 @@ class StreamTransport:
         listener: socket.socket,
         *,
         limits: Limits = Limits(),  # noqa: B008  a value that cannot change
+        tls: Tls | None = None,
     ) -> None:
-        """listener: a Unix socket; closed by ``stop``."""
+        """listener: closed by ``stop``."""
         self._listener = listener
+        self._kind = listener_of(listener, tls)
         self._operations = operations
         self._connections: set[_Connection] = set()
-        self._users: Counter[int] = Counter()
+        self._users: Counter[Hashable] = Counter()
+        self._joining: dict[_Connection, asyncio.Task[None]] = {}  # the oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
-        self._refused = self._dropped = 0
+        self._noted: Counter[str] = Counter()
         self._awake, self._awake_until = False, 0.0
         self._may_stay_awake = len(os.sched_getaffinity(0)) > 1  # else the client could not run meanwhile
-        self.address = f"unix:{os.fsdecode(listener.getsockname())}"
+        self.address = self._kind.address
         self.identity = operations.identity
-        self.name = "unix"
+        self.name = self._kind.name
         self.limits = limits
         self.numbers = itertools.count(1)
         self.buffer = bytearray(wire.READ_SIZE)
@@ -140,39 +149,69 @@ class StreamTransport:
 
     def _admit(self, accepted: socket.socket) -> None:
         try:
-            peer = self._identify(accepted)
+            visitor = self._kind.visitor(accepted)
         except OSError:  # gone already
             accepted.close()
             return
-        limits, here, of_user = self.limits, len(self._connections), self._users[peer.uid]
-        if here >= limits.connections or (peer.uid and of_user >= limits.per_user):
-            if not self._refused:
-                log.warning("connection-refused", peer=_name(peer), connections=here, of_user=of_user)
-            self._refused += 1
+        if not self._has_room(visitor):
+            self.note("connection-refused", visitor, "there are too many", connections=len(self._connections))
             accepted.close()
             return
         accepted.setblocking(False)
-        connection = _Connection(self, self._operations, peer)
+        connection = _Connection(self, self._operations, visitor)
         self._connections.add(connection)
-        self._users[peer.uid] += 1
-        self._spawn(self._join(accepted, connection))
+        self._users[visitor.key] += 1
+        task = self._spawn(self._join(accepted, connection))
+        if self._kind.slow:
+            self._joining[connection] = task
 
-    @staticmethod
-    def _identify(accepted: socket.socket) -> Peer:
-        # All that is special about Unix sockets: the kernel tells who is there.
-        return unix_peer(accepted)
+    def _has_room(self, visitor: Visitor) -> bool:
+        """Whether one more may come; if need be in the place of whoever has taken longest to say who it is."""
+        limits = self.limits
+        if visitor.limited and self._users[visitor.key] >= limits.per_user:
+            return self._give_up_one(visitor.key)
+        return len(self._connections) < limits.connections or self._give_up_one(None)
+
+    def _give_up_one(self, key: Hashable) -> bool:
+        """key: None means whoever it is."""
+        for connection, task in self._joining.items():
+            if key is None or connection.visitor.key == key:
+                self.note("handshake-failed", connection.visitor, "it took too long, and others want in")
+                task.cancel()
+                self.forget(connection)
+                return True
+        return False
 
     async def _join(self, accepted: socket.socket, connection: _Connection) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: connection, accepted)
-        except OSError:
-            accepted.close()
-            self.forget(connection)
+            await connection.visitor.identify(accepted)
+            context = self._kind.context()
+            await self._loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else self.limits.handshake,
+                ssl_shutdown_timeout=None if context is None else self.limits.handshake,
+            )
+        except OSError as error:
+            if self._kind.slow:
+                self.note("handshake-failed", connection.visitor, _reason(error))
+            self._forsake(accepted, connection)
+        except asyncio.CancelledError:
+            self._forsake(accepted, connection)
+            raise
+        finally:
+            self._joining.pop(connection, None)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _forsake(self, accepted: socket.socket, connection: _Connection) -> None:
+        accepted.close()
+        self.forget(connection)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def stay_awake(self) -> None:
         """Look for the next call without going to sleep, for a moment."""
@@ -192,10 +231,12 @@ class StreamTransport:
     def forget(self, connection: _Connection) -> None:
         """The connection is no more."""
         if connection in self._connections:
+            key = connection.visitor.key
             self._connections.discard(connection)
-            self._users[connection.peer.uid] -= 1
-            if not self._users[connection.peer.uid]:
-                del self._users[connection.peer.uid]
+            self._joining.pop(connection, None)
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key]
 
     def relieve(self) -> None:
         """Drop whoever takes most of what all must share, until there is enough."""
@@ -206,11 +247,12 @@ class StreamTransport:
             largest = max(self.stalled, key=lambda connection: connection.pending)
             largest.drop("it had the most of too many answers that nobody read")
 
-    def note(self, connection: _Connection, reason: str) -> None:
-        """Log that a connection is dropped; of many in one period, the first and their number."""
-        if not self._dropped:
-            log.info("connection-dropped", peer=_name(connection.peer), reason=reason)
-        self._dropped += 1
+    def note(self, event: str, visitor: Visitor, reason: str, **fields: object) -> None:
+        """Log that somebody is not served; of many in one period, the first and their number."""
+        if not self._noted[event]:
+            severity = logging.WARNING if event == "connection-refused" else logging.INFO
+            log.event(severity, event, peer=visitor.name, reason=reason, **fields)
+        self._noted[event] += 1
 
     async def _watch(self) -> None:
         while True:
@@ -218,14 +260,19 @@ class StreamTransport:
             now = self._loop.time()
             for connection in list(self._connections):
                 connection.look_at_clock(now)
-            for what, count in (("connections-refused", self._refused), ("connections-dropped", self._dropped)):
+            for event, count in self._noted.items():
                 if count > 1:
-                    log.warning(what, count=count, seconds=self.limits.period)
-            self._refused = self._dropped = 0
+                    log.warning(event.replace("-", "s-"), count=count, seconds=self.limits.period)
+            self._noted.clear()
 
 
-def _name(peer: Peer) -> str:
-    return f"{peer.user}[{peer.pid}]"
+def _reason(error: OSError) -> str:
+    """Why a handshake failed, in words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    return error.strerror or str(error) or type(error).__name__
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -234,8 +281,8 @@ class _Connection(asyncio.BufferedProtocol):
     kept: bytes that have come and are not answered. Reading stops while calls or answers are too many.
     """
 
-    def __init__(self, server: StreamTransport, operations: Operations, peer: Peer) -> None:
-        self.peer = peer
+    def __init__(self, server: StreamTransport, operations: Operations, visitor: Visitor) -> None:
+        self.visitor = visitor
         self.kept = 0
         self._server = server
         self._operations = operations
@@ -250,10 +297,11 @@ class _Connection(asyncio.BufferedProtocol):
         self._out: list[bytes] = []
         self._out_size = 0
         self._due = self._gathering = self._finishing = self._eof = False
+        self._half_open = True  # whether the client may end its half of the connection and still read
         self._reading = True
         self._writable = asyncio.Event()
         self._writable.set()
-        self._hello_by: float | None = self._loop.time() + self._limits.hello
+        self._hello_by: float | None = None
         self._frame_by: float | None = None
         self._read_by = 0.0
         self._unread = 0
@@ -263,7 +311,10 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  of a stream socket
         self._transport = transport
+        self._hello_by = self._loop.time() + self._limits.hello
+        self._half_open = transport.get_extra_info("sslcontext") is None
         transport.set_write_buffer_limits(high=self._limits.mark)
+        self.visitor.connected(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         # One for all: it is read out before anybody else's turn.
@@ -277,7 +328,7 @@ class _Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         self._eof = True
         self._end_if_done()
-        return True  # what was asked for is still answered
+        return self._half_open  # what was asked for is still answered
 
     def pause_writing(self) -> None:
         self._pause_reading()
@@ -336,7 +387,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def drop(self, reason: str) -> None:
         """Hang up on a client that did something wrong."""
-        self._server.note(self, reason)
+        self._server.note("connection-dropped", self.visitor, reason)
         self.close()
         # What follows of it does not count, even before asyncio says that the connection is lost.
         self.connection_lost(None)
@@ -439,10 +490,9 @@ class _Connection(asyncio.BufferedProtocol):
             wire.check_size(call.params)
             raise InvalidRequest(f"the first call must be hello, with {{'versions': {list(ours)}}}", field="method")
         hello, _ = wire.read_params(call.params, session.Hello)
-        role = role_of(self.peer)
-        name = _name(self.peer)
+        role, name = self.visitor.role, self.visitor.name
         if role is Role.NOBODY:
-            raise Denied(f"{name} may not use {self._server.identity.program}; members of group {READERS} may read")
+            raise Denied(f"{name} may not use {self._server.identity.program}; {self.visitor.refusal}")
         common = set(ours) & set(hello.versions)
         if not common:
             spoken = ", ".join(str(version) for version in hello.versions) or "none"

@@ -16,9 +16,9 @@ STATUS_S = 1.0
 
 
 async def feed_watchdog(operations: Operations, notifier: Notifier, interval: float) -> None:
-    """Tell systemd that we are alive as long as the engine works; interval: seconds it waits for that.
+    """Tell systemd that we are alive as long as the operations work; interval: seconds it waits for that.
 
-    A hung event loop does not get here; an engine that has stopped working is not fed for.
+    A hung event loop does not get here; operations that have stopped working are not fed for.
     """
     while operations.running:
         notifier.watchdog()
@@ -37,8 +37,10 @@ async def show_status(operations: Operations, notifier: Notifier, line: Callable
 
 
 def status_line(status: StatusReply) -> str:
-    """VMs, levels and CPUs; what is degraded first."""
+    """VMs, levels and CPUs, and whether it is cordoned; what is degraded first."""
     host = status.host
     levels = ", ".join(f"{format_level(level.level)}: {level.cpus} CPUs" for level in host.levels)
     text = f"{host.vms} VMs, {host.free_cpus} of {host.cpus} CPUs free" + (f" ({levels})" if levels else "")
+    if status.cordoned:
+        text += f"; cordoned: {status.cordon_reason}" if status.cordon_reason else "; cordoned"
     return f"DEGRADED: {status.degraded[0]}; {text}" if status.degraded else text

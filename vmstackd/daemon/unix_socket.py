@@ -10,9 +10,9 @@ import socket
 import stat
 from pathlib import Path
 
+from vmstackd.address import MAX_PATH_BYTES
 from vmstackd.daemon import log
 from vmstackd.daemon.peers import unix_peer
-from vmstackd.wire import MAX_PATH_BYTES
 
 MODE = 0o660
 BACKLOG = 1024
@@ -111,7 +111,7 @@ def _holder(path: Path) -> str:
 def _clear(path: Path) -> None:
     """Take away what a daemon left that was killed; whoever holds the lock may, unless somebody still listens.
 
-    That is systemd, which does not lock, while vmstackd.socket is active.
+    That is systemd, which does not lock, while the .socket unit is active.
     """
     try:
         found = path.lstat()

@@ -1,0 +1,20 @@
+"""Host policies choose on which host a VM goes; whether it fits there is decided by ``core.admission``.
+
+A new policy is one file here and one line in HOST_POLICIES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from core.host_policy.base import HostPolicy
+from core.host_policy.first_fit import FirstFitPolicy
+from core.host_policy.progress import ProgressPolicy
+
+HOST_POLICIES: Mapping[str, HostPolicy] = {policy.name: policy for policy in (ProgressPolicy(), FirstFitPolicy())}
+"""Every host policy by its name."""
+
+DEFAULT_HOST_POLICY = "progress"
+"""The prototype's."""
+
+__all__ = ["DEFAULT_HOST_POLICY", "HOST_POLICIES", "HostPolicy"]

@@ -1,0 +1,905 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+"""The figures of many hosts in C arrays, and the search for the best of them.
+
+How the best host is found among 100,000 in microseconds:
+
+Hosts stand in blocks of 64. For a request, each block has a bound: no host in it scores higher. Bounds are
+computed for all hosts at once in single precision, rounded up by more than the arithmetic can be wrong. Then the
+block with the highest bound is looked at exactly, in the double precision that Python uses, again and again until
+the highest is exact. Usually that is one block.
+
+The bounds of the latest requests are kept. A host that has changed costs its block's bound again, nothing else.
+"""
+
+from libc.math cimport INFINITY, fabs
+from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+cdef extern from "host_bounds.h":
+    enum: LANES
+    enum: ONE_TO_ONE
+    double ROUNDING
+    ctypedef struct host_block:
+        float *used
+        float *memory
+        float *optimal
+        float *distance
+        float *penalty
+        int32_t *free_mib
+        int16_t *free_cpus
+    ctypedef struct level_block:
+        int16_t *fit
+        int16_t *base
+        int16_t *cpus
+        uint16_t *rest
+    ctypedef struct vm_request:
+        int32_t level
+        int32_t vcpus
+        int32_t fit
+        int32_t free_mib
+        int32_t whole
+        int32_t rest
+        float memory
+    ctypedef void (*bounds_of_blocks)(
+        host_block *, level_block **, level_block *, int, vm_request *, float *, double *) noexcept nogil
+    bounds_of_blocks kernels[2]
+    int use_registers_of(int most)
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+
+def use_registers(int most):
+    """Compute with registers of at most so many bits from now on: 128, 256 or 512; the choices are the same.
+
+    Returns how many are used, because the processor has them.
+    """
+    return use_registers_of(most)
+
+
+use_registers(512)
+
+KERNELS = {"constant": 0, "progress": 1}
+"""The compiled scores by name: ``constant`` is 0.0 for every host, ``progress`` is ``core.admission.progress_on``."""
+
+UNKNOWN = "unknown"
+"""Why a host is closed whose figures count in no total."""
+
+MAX_HOSTS = 1 << 20
+"""Numbers of hosts are below this."""
+
+# As in core.level and core.admission, which this cannot import.
+cdef enum:
+    UNIT = 1000
+    HIGHEST = 64 * UNIT
+    MAX_CPUS = 1 << 20
+    MAX_VCPUS = 1 << 30
+    MAX_16 = (1 << 15) - 1
+    MAX_32 = 0x7FFFFFFF
+    SHAPES = 64
+    GROUP = 64
+    LOG = 4096  # a power of two
+    LINE = 64
+
+cdef int64_t MAX_MEMORY = 1LL << 40
+cdef int64_t MAX_GENERATION = 1LL << 62
+
+# What may stand in the place of the winner of a block.
+cdef enum:
+    BOUND = -1  # not looked at; the score is a bound
+    NOBODY = -2
+
+# Places in the table's reasons.
+cdef enum:
+    OPEN = 0
+    CLOSED_AS_UNKNOWN = 1
+
+cdef enum:
+    ABSENT = 0
+    WITHOUT_FIGURES = 1
+    KNOWN = 2
+
+
+ctypedef struct Subset:
+    int32_t level
+    int32_t critical
+    int32_t following  # the ratio with one more VM
+    int32_t cpus
+    int32_t vcpus
+    int32_t vms
+    int32_t widest
+
+
+ctypedef struct Host:
+    int64_t memory
+    int64_t allocated
+    int64_t free_mib
+    int64_t generation
+    double optimal
+    double distance
+    Subset *subsets
+    int32_t subset_count
+    int32_t cpus
+    int32_t free
+    int32_t held
+    int32_t used
+    int32_t vms
+    int32_t critical
+    int16_t closed  # place in the table's reasons
+    char state
+    char skipped
+
+
+ctypedef struct Level:
+    int32_t level
+    int32_t hosts
+    int64_t cpus
+    int64_t vcpus
+    int64_t vms
+    int64_t needed
+    int64_t available
+    int64_t potential
+    level_block **blocks
+
+
+ctypedef struct Totals:
+    int64_t cpus
+    int64_t free
+    int64_t held
+    int64_t memory
+    int64_t allocated
+    int64_t free_mib
+    int64_t vms
+
+
+ctypedef struct Shape:
+    int kernel
+    int32_t level
+    int32_t vcpus
+    int64_t memory
+    uint64_t seen  # changes of the table when its bounds were brought up to date
+    uint64_t asked  # the latest use, in requests
+    double *score  # by block
+    int32_t *winner  # by block: a host, BOUND or NOBODY
+    double *best  # by group of blocks
+
+
+cdef inline int64_t ceiling(int64_t dividend, int64_t divisor) noexcept nogil:
+    return (dividend + divisor - 1) // divisor
+
+
+cdef inline Subset *subset_of(const Host *host, int32_t level) noexcept nogil:
+    cdef int k
+    for k in range(host.subset_count):
+        if host.subsets[k].level == level:
+            return host.subsets + k
+    return NULL
+
+
+cdef inline int64_t need_of(const Subset *subset, int64_t ratio, int64_t vcpus) noexcept nogil:
+    """CPUs for the VMs there are and one more; vcpus 0: without."""
+    return max(max(<int64_t>subset.widest, vcpus), ceiling((subset.vcpus + vcpus) * UNIT, ratio))
+
+
+cdef inline int64_t growth(const Host *host, int32_t level, int64_t vcpus) noexcept nogil:
+    cdef Subset *subset = subset_of(host, level)
+    if subset is NULL:
+        return vcpus
+    return max(<int64_t>0, need_of(subset, subset.following, vcpus) - subset.cpus)
+
+
+cdef inline double score_of(int kernel, const Host *host, int64_t extra, int64_t memory) noexcept nogil:
+    """The same operations in the same order as progress_on; no product is added to, so none can be fused."""
+    cdef double after, gain
+    if kernel == 0:
+        return 0.0
+    after = <double>(host.allocated + memory) / <double>(host.used + extra)
+    gain = host.distance - fabs(after - host.optimal)
+    if gain < 0:
+        return gain * (1.0 + <double>host.used / <double>host.cpus)
+    return gain
+
+
+cdef int64_t figure(object source, str name, int64_t least, int64_t most) except? -1:
+    cdef int64_t value
+    given = getattr(source, name)
+    try:
+        value = given
+    except OverflowError:
+        value = -1
+    if value < least or value > most:
+        raise ValueError(f"{name} is {given}, not from {least} to {most}")
+    return value
+
+
+cdef int64_t capped(object number, int64_t most) except? -1:
+    """At most that, whatever the size of the Python number."""
+    try:
+        return min(<int64_t>number, most)
+    except OverflowError:
+        return most if number > 0 else -1
+
+
+cdef void *grown(void *old, size_t size) except NULL:
+    cdef void *made = realloc(old, size)
+    if made is NULL:
+        raise MemoryError()
+    return made
+
+
+cdef void *aligned(size_t size) except NULL:
+    """Memory where a cache line begins; size in whole lines."""
+    cdef void *made = aligned_alloc(LINE, size)
+    if made is NULL:
+        raise MemoryError()
+    return made
+
+
+cdef void erase(level_block *column, int lane) noexcept nogil:
+    column.fit[lane] = -1
+    column.base[lane] = 0
+    column.cpus[lane] = 0
+    column.rest[lane] = ONE_TO_ONE
+
+
+cdef bint fill(level_block *column, int lane, const Subset *subset, int64_t free_cpus) noexcept nogil:
+    """Write a level of a host into its column; whether the column can hold it."""
+    cdef int64_t reach = subset.cpus + free_cpus
+    cdef int64_t fit = min(reach, reach * subset.following // UNIT - subset.vcpus)
+    cdef int64_t served = <int64_t>subset.vcpus * UNIT
+    cdef int64_t base = served // subset.following - subset.cpus
+    if reach < subset.widest or fit < 0:
+        fit = 0
+    column.fit[lane] = min(fit, <int64_t>MAX_16)
+    column.base[lane] = max(min(base, <int64_t>MAX_16), -<int64_t>MAX_16)
+    column.cpus[lane] = min(subset.cpus, <int32_t>MAX_16)
+    column.rest[lane] = ONE_TO_ONE if subset.following == UNIT else served % subset.following
+    return -MAX_16 < base < MAX_16 and subset.cpus < MAX_16 and subset.widest <= subset.cpus
+
+
+cdef class HostTable:
+    """Hosts by number, from 0; what is read and what is changed is the caller's to keep apart (one thread).
+
+    Numbers are meant to be dense: memory is taken up to the highest, about 350 bytes a host with three levels.
+    """
+
+    cdef Host *hosts
+    cdef int end  # above the highest number
+    cdef int present
+    cdef list criticals  # by host, its critical_sizes
+    cdef list reasons
+    cdef host_block *blocks
+    cdef uint64_t *changed  # by block, its latest place in the log
+    cdef int block_count
+    cdef int block_space
+    cdef Level **levels
+    cdef int32_t *level_numbers
+    cdef int level_count
+    cdef int level_space
+    cdef level_block absent
+    cdef Totals totals
+    cdef Subset *scratch
+    cdef int scratch_space
+    cdef Shape shapes[SHAPES]
+    cdef int32_t log[LOG]
+    cdef uint64_t changes
+    cdef uint64_t requests
+
+    def __cinit__(self):
+        self.criticals = []
+        self.reasons = ["", UNKNOWN]
+        for lane in range(LANES):
+            erase(&self.absent, lane)
+
+    def __dealloc__(self):
+        cdef int k
+        for k in range(self.end):
+            free(self.hosts[k].subsets)
+        for k in range(self.level_count):
+            self.free_level(self.levels[k])
+        self.forget_shapes()
+        free(self.hosts)
+        free(self.blocks)
+        free(self.changed)
+        free(self.levels)
+        free(self.level_numbers)
+        free(self.scratch)
+
+    def __len__(self):
+        return self.present
+
+    # Changing
+
+    def put(self, int host, status, str closed=""):
+        """The figures of a host, new or not. closed: why it may not be chosen, "" if it may.
+
+        ValueError for figures that no host has (``core.admission.fault`` says more); nothing has changed then.
+        """
+        cdef Host new
+        cdef Host *old
+        cdef Subset *spare
+        cdef int k
+        self.read(status, &new)
+        new.closed = self.reason(closed)
+        self.reach(host)
+        for k in range(new.subset_count):
+            self.level_column(self.scratch[k].level, host // LANES)
+        old = self.hosts + host
+        if new.subset_count > old.subset_count:
+            spare = <Subset *>grown(NULL, new.subset_count * sizeof(Subset))
+        else:
+            spare = old.subsets
+        self.take_out(host)
+        if spare is not old.subsets:
+            free(old.subsets)
+        if new.subset_count:
+            memcpy(spare, self.scratch, new.subset_count * sizeof(Subset))
+        new.subsets = spare
+        new.state = KNOWN
+        self.present += old.state == ABSENT
+        old[0] = new
+        self.criticals[host] = status.critical_sizes
+        self.bring_in(host)
+
+    def close(self, int host, str reason):
+        """Say why a host may not be chosen, from now on; "" if it may.
+
+        A number that is not there becomes a host without figures, which cannot be opened: ValueError.
+        """
+        cdef int16_t closed = self.reason(reason)
+        if host < 0 or host >= self.end or self.hosts[host].state != KNOWN:
+            if not closed:
+                raise ValueError(f"host {host} has no figures")
+            self.reach(host)
+            if self.hosts[host].state == ABSENT:
+                self.hosts[host].state = WITHOUT_FIGURES
+                self.present += 1
+            self.hosts[host].closed = closed
+            return
+        self.count(host, -1)
+        self.hosts[host].closed = closed
+        self.count(host, 1)
+        self.show(host)
+
+    def drop(self, int host):
+        """Forget a host; its number may be used again. KeyError if there is none."""
+        self.known(host)
+        self.take_out(host)
+        free(self.hosts[host].subsets)
+        memset(self.hosts + host, 0, sizeof(Host))
+        self.criticals[host] = ()
+        self.present -= 1
+        self.show(host)
+        self.free_levels()
+
+    cdef int read(self, status, Host *new) except -1:
+        """Figures into new, and levels into scratch."""
+        cdef tuple levels = status.levels
+        cdef tuple exceptions = status.critical_sizes
+        cdef Subset *subset
+        cdef int k
+        cdef int32_t critical
+        cdef double current
+        memset(new, 0, sizeof(Host))
+        new.cpus = figure(status, "cpus", 1, MAX_CPUS)
+        new.free = figure(status, "free_cpus", 0, MAX_CPUS)
+        new.held = figure(status, "held_cpus", 0, MAX_CPUS)
+        new.memory = figure(status, "memory_mib", 0, MAX_MEMORY)
+        new.allocated = figure(status, "allocated_mib", 0, MAX_MEMORY)
+        new.free_mib = figure(status, "free_mib", 0, MAX_MEMORY)
+        new.vms = figure(status, "vms", 0, MAX_VCPUS)
+        new.generation = figure(status, "generation", 0, MAX_GENERATION)
+        new.critical = figure(status, "critical_size", 0, MAX_VCPUS)
+        new.subset_count = len(levels)
+        if new.subset_count > self.scratch_space:
+            self.scratch = <Subset *>grown(self.scratch, new.subset_count * sizeof(Subset))
+            self.scratch_space = new.subset_count
+        for k in range(new.subset_count):
+            found = levels[k]
+            subset = self.scratch + k
+            subset.level = figure(found, "level", UNIT, HIGHEST)
+            subset.cpus = figure(found, "cpus", 0, MAX_CPUS)
+            subset.vcpus = figure(found, "vcpus", 0, MAX_VCPUS)
+            subset.vms = figure(found, "vms", 0, MAX_VCPUS)
+            subset.widest = figure(found, "widest", 0, MAX_VCPUS)
+            critical = new.critical
+            for level, size in exceptions:
+                if level == subset.level:
+                    critical = min(max(size, 0), MAX_VCPUS)
+            subset.critical = critical
+            subset.following = subset.level if subset.vms + 1 >= critical else UNIT
+            new.used += subset.cpus
+            if new.used > 2 * MAX_CPUS:
+                raise ValueError(f"the levels have more than {MAX_CPUS} CPUs")
+        new.optimal = <double>new.memory / <double>new.cpus
+        current = <double>new.allocated / <double>new.used if new.used else new.optimal
+        new.distance = fabs(current - new.optimal)
+        return 0
+
+    cdef int16_t reason(self, str word) except -1:
+        if not word:
+            return 0
+        if word not in self.reasons:
+            if len(self.reasons) > MAX_16:
+                raise ValueError("too many different reasons")
+            self.reasons.append(word)
+        return self.reasons.index(word)
+
+    cdef int reach(self, int host) except -1:
+        """Make room for a number."""
+        cdef int block, space, k, added
+        cdef host_block *blocks
+        if host < 0 or host >= MAX_HOSTS:
+            raise ValueError(f"host {host} is no number from 0 to {MAX_HOSTS - 1}")
+        if host < self.end:
+            return 0
+        block = host // LANES
+        if block >= self.block_space:
+            space = max(block + 1, self.block_space * 3 // 2, 4)
+            self.hosts = <Host *>grown(self.hosts, space * LANES * sizeof(Host))
+            blocks = <host_block *>aligned(space * sizeof(host_block))
+            if self.block_count:
+                memcpy(blocks, self.blocks, self.block_count * sizeof(host_block))
+            free(self.blocks)
+            self.blocks = blocks
+            self.changed = <uint64_t *>grown(self.changed, space * sizeof(uint64_t))
+            for k in range(self.level_count):
+                self.levels[k].blocks = <level_block **>grown(self.levels[k].blocks, space * sizeof(level_block *))
+                for added in range(self.block_space, space):
+                    self.levels[k].blocks[added] = &self.absent
+            self.block_space = space
+        if block >= self.block_count:
+            self.forget_shapes()
+            memset(self.hosts + self.block_count * LANES, 0, (block + 1 - self.block_count) * LANES * sizeof(Host))
+            for added in range(self.block_count, block + 1):
+                self.changed[added] = 0
+                memset(self.blocks + added, 0, sizeof(host_block))
+                for k in range(LANES):
+                    self.blocks[added].free_mib[k] = -1
+            self.block_count = block + 1
+        self.criticals.extend([()] * (host + 1 - self.end))
+        self.end = host + 1
+        return 0
+
+    # One host in the columns and in the totals
+
+    cdef int level_at(self, int32_t level) noexcept nogil:
+        cdef int k
+        for k in range(self.level_count):
+            if self.level_numbers[k] == level:
+                return k
+        return -1
+
+    cdef level_block *level_column(self, int32_t level, int block) except NULL:
+        """Where the hosts of a block have a level; made if needed."""
+        cdef int at = self.level_at(level)
+        cdef int k
+        cdef Level *made
+        if at < 0:
+            if self.level_count == self.level_space:
+                k = max(8, 2 * self.level_space)
+                self.levels = <Level **>grown(self.levels, k * sizeof(Level *))
+                self.level_numbers = <int32_t *>grown(self.level_numbers, k * sizeof(int32_t))
+                self.level_space = k
+            made = <Level *>grown(NULL, sizeof(Level))
+            memset(made, 0, sizeof(Level))
+            made.level = level
+            made.blocks = <level_block **>malloc(self.block_space * sizeof(level_block *))
+            if made.blocks is NULL:
+                free(made)
+                raise MemoryError()
+            for k in range(self.block_space):
+                made.blocks[k] = &self.absent
+            at = self.level_count
+            self.levels[at] = made
+            self.level_numbers[at] = level
+            self.level_count += 1
+        made = self.levels[at]
+        if made.blocks[block] == &self.absent:
+            made.blocks[block] = <level_block *>aligned(sizeof(level_block))
+            memcpy(made.blocks[block], &self.absent, sizeof(level_block))
+        return made.blocks[block]
+
+    cdef void free_level(self, Level *level) noexcept nogil:
+        cdef int block
+        for block in range(self.block_count):
+            if level.blocks[block] != &self.absent:
+                free(level.blocks[block])
+        free(level.blocks)
+        free(level)
+
+    cdef void count(self, int number, int sign) noexcept nogil:
+        """Add a host to the totals, or take it out."""
+        cdef Host *host = self.hosts + number
+        cdef Subset *subset
+        cdef Level *level
+        cdef int k
+        if host.state != KNOWN or host.closed == CLOSED_AS_UNKNOWN:
+            return
+        self.totals.cpus += sign * host.cpus
+        self.totals.free += sign * host.free
+        self.totals.held += sign * host.held
+        self.totals.memory += sign * host.memory
+        self.totals.allocated += sign * host.allocated
+        self.totals.free_mib += sign * host.free_mib
+        self.totals.vms += sign * host.vms
+        for k in range(host.subset_count):
+            subset = host.subsets + k
+            level = self.levels[self.level_at(subset.level)]
+            level.cpus += sign * subset.cpus
+            level.vcpus += sign * <int64_t>subset.vcpus
+            level.vms += sign * subset.vms
+            level.needed += sign * need_of(subset, subset.level if subset.vms >= subset.critical else UNIT, 0)
+            level.available += sign * (<int64_t>subset.cpus * subset.following - <int64_t>subset.vcpus * UNIT)
+            level.potential += sign * <int64_t>host.free * subset.following
+
+    cdef void take_out(self, int number) noexcept nogil:
+        """Remove a host from the totals and from the columns of its levels."""
+        cdef Host *host = self.hosts + number
+        cdef Level *level
+        cdef int k
+        self.count(number, -1)
+        for k in range(host.subset_count):
+            level = self.levels[self.level_at(host.subsets[k].level)]
+            level.hosts -= 1
+            erase(level.blocks[number // LANES], number % LANES)
+
+    cdef void bring_in(self, int number) noexcept nogil:
+        cdef Host *host = self.hosts + number
+        cdef int k
+        self.count(number, 1)
+        for k in range(host.subset_count):
+            self.levels[self.level_at(host.subsets[k].level)].hosts += 1
+        self.show(number)
+        self.free_levels()
+
+    cdef void free_levels(self) noexcept nogil:
+        """Forget the levels that no host has."""
+        cdef int k
+        for k in range(self.level_count - 1, -1, -1):
+            if self.levels[k].hosts == 0:
+                self.free_level(self.levels[k])
+                self.level_count -= 1
+                self.levels[k] = self.levels[self.level_count]
+                self.level_numbers[k] = self.level_numbers[self.level_count]
+
+    cdef void show(self, int number) noexcept nogil:
+        """Write what bounds are computed from, and that the block has changed."""
+        cdef Host *host = self.hosts + number
+        cdef int block = number // LANES
+        cdef int lane = number % LANES
+        cdef host_block *to = self.blocks + block
+        cdef Subset *subset
+        cdef bint plain = host.used <= host.cpus
+        cdef int k
+        to.free_mib[lane] = -1
+        if host.state == KNOWN:
+            for k in range(host.subset_count - 1, -1, -1):  # of a level that is there twice, the first counts
+                subset = host.subsets + k
+                plain &= fill(self.levels[self.level_at(subset.level)].blocks[block], lane, subset, host.free)
+            to.used[lane] = <float>host.used
+            to.memory[lane] = <float>host.allocated
+            to.optimal[lane] = <float>host.optimal
+            # What the columns cannot hold gets a bound above everything, and so is always looked at exactly.
+            to.distance[lane] = host.distance + (host.distance + host.optimal) * ROUNDING if plain else INFINITY
+            to.penalty[lane] = 1 + <float>host.used / <float>host.cpus
+            to.free_cpus[lane] = min(host.free, <int>MAX_16)
+            if host.closed == OPEN:
+                to.free_mib[lane] = min(host.free_mib, <int64_t>MAX_32)
+        self.log[self.changes % LOG] = block
+        self.changed[block] = self.changes
+        self.changes += 1
+
+    # Choosing
+
+    def best(self, int kernel, level, vcpus, memory_mib, without=()):
+        """(host, score) of the best open host that fits and is not in without, or None; of equals the first."""
+        cdef vm_request vm
+        cdef int64_t memory = self.ask(&vm, level, vcpus, memory_mib)
+        cdef Shape *shape
+        cdef int at, host
+        cdef list skipped = self.there(without)
+        if self.block_count == 0:
+            return None
+        shape = self.shape_of(kernel, &vm, memory)
+        for host in skipped:
+            self.hosts[host].skipped = 1
+            self.set_block(shape, host // LANES, INFINITY, BOUND)
+        at = self.search(shape, &vm)
+        for host in skipped:
+            self.hosts[host].skipped = 0
+        found = None if at < 0 else (shape.winner[at], shape.score[at])
+        for host in skipped:
+            self.set_block(shape, host // LANES, INFINITY, BOUND)
+        return found
+
+    cdef int64_t ask(self, vm_request *vm, level, vcpus, memory_mib) except -1:
+        """Make a request of C numbers; its memory is returned in full. More than any host has becomes just that."""
+        cdef int64_t memory = capped(memory_mib, MAX_MEMORY + 1)
+        vm.level = capped(level, HIGHEST + 1)
+        vm.vcpus = capped(vcpus, MAX_CPUS + 1)
+        if vm.level < UNIT or vm.level > HIGHEST or vm.vcpus < 1 or memory < 0:
+            raise ValueError(f"no host is asked for {vcpus} vCPUs and {memory_mib} MiB at level {level}")
+        vm.fit = min(vm.vcpus, <int32_t>MAX_16)
+        vm.free_mib = min(memory, <int64_t>MAX_32)
+        vm.memory = <float>memory
+        vm.whole = vm.vcpus * UNIT // vm.level
+        vm.rest = vm.vcpus * UNIT % vm.level
+        return memory
+
+    cdef list there(self, hosts):
+        """Those of these numbers that are hosts."""
+        cdef list found = []
+        for host in hosts:
+            if 0 <= host < self.end:
+                found.append(host)
+        return found
+
+    cdef void forget_shapes(self) noexcept nogil:
+        cdef int k
+        for k in range(SHAPES):
+            free(self.shapes[k].score)
+            free(self.shapes[k].winner)
+            free(self.shapes[k].best)
+        memset(self.shapes, 0, SHAPES * sizeof(Shape))
+
+    cdef Shape *shape_of(self, int kernel, vm_request *vm, int64_t memory) except NULL:
+        """The bounds for a request, up to date; in the place of the least recently asked if it is new."""
+        cdef Shape *shape
+        cdef Shape *oldest = self.shapes
+        cdef int k
+        cdef int groups = (self.block_count + GROUP - 1) // GROUP
+        self.requests += 1
+        for k in range(SHAPES):
+            shape = self.shapes + k
+            if (
+                shape.score is not NULL
+                and shape.memory == memory
+                and shape.vcpus == vm.vcpus
+                and shape.level == vm.level
+                and shape.kernel == kernel
+            ):
+                shape.asked = self.requests
+                self.refresh(shape, vm)
+                return shape
+            if shape.asked < oldest.asked:
+                oldest = shape
+        if oldest.score is NULL:
+            oldest.score = <double *>malloc(self.block_count * sizeof(double))
+            oldest.winner = <int32_t *>malloc(self.block_count * sizeof(int32_t))
+            oldest.best = <double *>malloc(groups * sizeof(double))
+            if oldest.score is NULL or oldest.winner is NULL or oldest.best is NULL:
+                self.forget_shapes()
+                raise MemoryError()
+        oldest.kernel = kernel
+        oldest.level = vm.level
+        oldest.vcpus = vm.vcpus
+        oldest.memory = memory
+        oldest.asked = self.requests
+        self.fill_shape(oldest, vm)
+        return oldest
+
+    cdef level_block **columns(self, int32_t level) noexcept nogil:
+        cdef int at = self.level_at(level)
+        return NULL if at < 0 else self.levels[at].blocks
+
+    cdef void fill_shape(self, Shape *shape, vm_request *vm) noexcept nogil:
+        cdef int k
+        shape.seen = self.changes
+        kernels[shape.kernel](
+            self.blocks, self.columns(vm.level), &self.absent, self.block_count, vm, NULL, shape.score
+        )
+        memset(shape.winner, 0xFF, self.block_count * sizeof(int32_t))
+        for k in range((self.block_count + GROUP - 1) // GROUP):
+            self.summarise(shape, k)
+
+    cdef void refresh(self, Shape *shape, vm_request *vm) noexcept nogil:
+        """The bounds of the blocks that have changed since."""
+        cdef level_block **columns
+        cdef uint64_t k
+        cdef int block
+        cdef double bound
+        if self.changes - shape.seen > <uint64_t>min(<int>LOG, self.block_count):
+            self.fill_shape(shape, vm)
+            return
+        columns = self.columns(vm.level)
+        for k in range(shape.seen, self.changes):
+            block = self.log[k % LOG]
+            if self.changed[block] == k:  # else it comes again, later
+                kernels[shape.kernel](
+                    self.blocks + block,
+                    columns + block if columns is not NULL else NULL,
+                    &self.absent,
+                    1,
+                    vm,
+                    NULL,
+                    &bound,
+                )
+                self.set_block(shape, block, bound, BOUND)
+        shape.seen = self.changes
+
+    cdef void set_block(self, Shape *shape, int block, double score, int winner) noexcept nogil:
+        cdef double before = shape.score[block]
+        cdef int group = block // GROUP
+        shape.score[block] = score
+        shape.winner[block] = winner
+        if score >= shape.best[group]:
+            shape.best[group] = score
+        elif before == shape.best[group]:
+            self.summarise(shape, group)
+
+    cdef void summarise(self, Shape *shape, int group) noexcept nogil:
+        cdef double best = -INFINITY
+        cdef int block
+        for block in range(group * GROUP, min((group + 1) * GROUP, self.block_count)):
+            if shape.score[block] > best:
+                best = shape.score[block]
+        shape.best[group] = best
+
+    cdef int search(self, Shape *shape, vm_request *vm) noexcept nogil:
+        """The block of the best host, -1 if no host fits. The first of the highest blocks is made exact until it is."""
+        cdef int groups = (self.block_count + GROUP - 1) // GROUP
+        cdef int group, k, block
+        while True:
+            group = 0
+            for k in range(1, groups):
+                if shape.best[k] > shape.best[group]:
+                    group = k
+            if shape.best[group] == -INFINITY:
+                return -1
+            block = group * GROUP
+            while shape.score[block] != shape.best[group]:
+                block += 1
+            if shape.winner[block] >= 0:
+                return block
+            self.look(shape, vm, block)
+
+    cdef void look(self, Shape *shape, vm_request *vm, int block) noexcept nogil:
+        """Make a block exact, beginning with the host of the highest bound."""
+        cdef float bounds[LANES]
+        cdef double bound
+        cdef level_block **columns = self.columns(vm.level)
+        cdef double best = -INFINITY
+        cdef int winner = NOBODY
+        cdef int first = 0
+        cdef int lane
+        kernels[shape.kernel](
+            self.blocks + block,
+            columns + block if columns is not NULL else NULL,
+            &self.absent,
+            1,
+            vm,
+            bounds,
+            &bound,
+        )
+        if bound == -INFINITY:
+            self.set_block(shape, block, bound, NOBODY)
+            return
+        while bounds[first] != <float>bound:
+            first += 1
+        self.look_at(shape, block * LANES + first, &best, &winner)
+        for lane in range(LANES):
+            if bounds[lane] >= best and bounds[lane] != -INFINITY and lane != first:
+                self.look_at(shape, block * LANES + lane, &best, &winner)
+        self.set_block(shape, block, best, winner)
+
+    cdef void look_at(self, Shape *shape, int number, double *best, int *winner) noexcept nogil:
+        """Compare one host exactly with the best so far."""
+        cdef Host *host = self.hosts + number
+        cdef int64_t extra
+        cdef double score
+        if host.state != KNOWN or host.closed != OPEN or host.skipped or shape.memory > host.free_mib:
+            return
+        extra = growth(host, shape.level, shape.vcpus)
+        if extra > host.free:
+            return
+        score = score_of(shape.kernel, host, extra, shape.memory)
+        if score > best[0] or (score == best[0] and number < winner[0]):
+            best[0] = score
+            winner[0] = number
+
+    # Reading
+
+    def refusals(self, level, vcpus, memory_mib, without=()):
+        """Hosts by why they would not take such a VM: "cpu", "memory", or the reason of closed ones."""
+        cdef vm_request vm
+        cdef int64_t memory = self.ask(&vm, level, vcpus, memory_mib)
+        cdef list counts = [0] * len(self.reasons)
+        cdef list skipped = self.there(without)
+        cdef int64_t cpu = 0
+        cdef int64_t short = 0
+        cdef int number
+        cdef Host *host
+        for number in skipped:
+            self.hosts[number].skipped = 1
+        for number in range(self.end):
+            host = self.hosts + number
+            if host.state == ABSENT or host.skipped:
+                continue
+            if host.closed != OPEN:
+                counts[host.closed] += 1
+            elif growth(host, vm.level, vm.vcpus) > host.free:
+                cpu += 1
+            elif memory > host.free_mib:
+                short += 1
+        for number in skipped:
+            self.hosts[number].skipped = 0
+        found = {}
+        for reason, count in [("cpu", cpu), ("memory", short), *zip(self.reasons, counts)]:
+            if count:
+                found[reason] = found.get(reason, 0) + count
+        return found
+
+    def numbers(self):
+        """Numbers of the hosts that are there, ascending."""
+        return [number for number in range(self.end) if self.hosts[number].state != ABSENT]
+
+    def judged(self, int kernel, int number, level, vcpus, memory_mib):
+        """(score, reason) of one host: None and why not, or its score and ""."""
+        cdef vm_request vm
+        cdef int64_t memory = self.ask(&vm, level, vcpus, memory_mib)
+        cdef Host *host
+        cdef int64_t extra
+        self.known(number)
+        host = self.hosts + number
+        if host.closed != OPEN:
+            return None, self.reasons[host.closed]
+        extra = growth(host, vm.level, vm.vcpus)
+        if extra > host.free:
+            return None, "cpu"
+        if memory > host.free_mib:
+            return None, "memory"
+        return score_of(kernel, host, extra, memory), ""
+
+    def figures(self, int number):
+        """What ``core.status.HostStatus`` is made of, levels as (level, critical size, ratio with one more VM, CPUs,
+        vCPUs, VMs, widest); None for a host without figures. KeyError if there is none.
+        """
+        cdef Host *host
+        cdef Subset *subset
+        cdef int k
+        self.known(number)
+        host = self.hosts + number
+        if host.state != KNOWN:
+            return None
+        levels = []
+        for k in range(host.subset_count):
+            subset = host.subsets + k
+            levels.append(
+                (
+                    subset.level,
+                    subset.critical,
+                    subset.following,
+                    subset.cpus,
+                    subset.vcpus,
+                    subset.vms,
+                    subset.widest,
+                )
+            )
+        return (
+            (host.cpus, host.free, host.held, host.memory, host.allocated, host.free_mib, host.vms, host.generation),
+            levels,
+            host.critical,
+            self.criticals[number],
+        )
+
+    def sums(self):
+        """The sums of the figures of all hosts that are not closed as unknown, and of each level, ascending."""
+        cdef Totals *sums = &self.totals
+        cdef Level *level
+        cdef int k
+        levels = []
+        for k in range(self.level_count):
+            level = self.levels[k]
+            if level.vms:
+                levels.append(
+                    (level.level, level.cpus, level.vcpus, level.vms, level.needed, level.available, level.potential)
+                )
+        levels.sort()
+        return (sums.cpus, sums.free, sums.held, sums.memory, sums.allocated, sums.free_mib, sums.vms), levels
+
+    cdef int known(self, int number) except -1:
+        if number < 0 or number >= self.end or self.hosts[number].state == ABSENT:
+            raise KeyError(number)
+        return 0

@@ -1,0 +1,545 @@
+"""What a cluster can be asked: the host of a new VM is chosen from what the hosts have told, and asked to deploy it.
+
+Nothing is asked of any host to choose one. Everything is decided in the event loop, in microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+
+from core.admission import refusal_on
+from core.host_policy import HostPolicy
+from core.inventory import Choice
+from core.level import format_level
+from globald.link import Link
+from globald.members import CORDONED, Member, Members, Reservation, State
+from globald.sources import STATIC, Entry, Folder, read_address, together
+from vmstackd.api import replies, requests, session
+from vmstackd.api.errors import (
+    AlreadyExists,
+    Cordoned,
+    HypervisorFailed,
+    InvalidRequest,
+    NoCapacity,
+    NotFound,
+    Unavailable,
+    VmstackError,
+)
+from vmstackd.client import Client
+from vmstackd.daemon import log
+from vmstackd.daemon.feed import Feed
+from vmstackd.daemon.operations import NOT_REFUSALS, Operations, Outcome, operation_of
+from vmstackd.tls import Tls
+
+LOOK_S = 2.0
+"""Seconds between two looks into the folder of hosts."""
+AT_ONCE = 64
+"""Hosts that are asked at the same time for something that all must tell."""
+SHOWN_PROBLEMS = 20
+CONNECTS_AT_ONCE = 64
+
+_ELSEWHERE = (NoCapacity, Cordoned, HypervisorFailed, Unavailable)
+"""What one host answers, and another may not."""
+
+
+class Cluster(Operations):
+    """See the module. Create it in a running event loop, ``start`` it, ``handle`` requests, ``stop`` it."""
+
+    accepted = frozenset((*get_args(requests.HostRequest), *get_args(requests.ClusterRequest)))
+
+    def __init__(
+        self,
+        hosts: Iterable[str],
+        folder: Path | None,
+        policy: HostPolicy,
+        *,
+        attempts: int,
+        patience: float,
+        tls: Tls | None,
+        observer: Callable[[Outcome], None] = lambda _: None,
+        retried: Callable[[], None] = lambda: None,
+    ) -> None:
+        """hosts: addresses that the settings name. folder: whose files name others.
+
+        attempts: hosts that are asked for one VM. patience: seconds that hosts may take to answer at the start.
+        """
+        super().__init__(session.Identity(program="globald", host=platform.node()), Feed(), observer)
+        self.members = Members()
+        self._static = tuple(hosts)
+        self._folder = None if folder is None else Folder(folder)
+        self._policy = policy
+        self._attempts = attempts
+        self._patience = patience
+        self._tls = tls
+        self._retried = retried
+        self._links: dict[int, Link] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._problems: list[str] = []
+        self._learned = asyncio.Event()
+        self._turn = asyncio.Semaphore(CONNECTS_AT_ONCE)
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin to reach for the hosts; requests are answered at once, but see ``learned``."""
+        self._look()
+        self._tasks = [asyncio.create_task(self._keep_looking()), asyncio.create_task(self._learn())]
+        self._started.set()
+
+    async def stop(self) -> None:
+        """Let operations in progress end, then hang up. VMs and hosts do not notice."""
+        await self.end_operations()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(link.stop() for link in self._links.values()))
+
+    def reconfigure(self, policy: HostPolicy, attempts: int) -> None:
+        """Choose in another way from now on."""
+        self._policy, self._attempts = policy, attempts
+
+    @property
+    def running(self) -> bool:
+        return self.started and not self._tasks[0].done() and not any(link.task.done() for link in self._links.values())
+
+    @property
+    def learned(self) -> bool:
+        """Whether every host has told what it has, or has had its time to."""
+        return self._learned.is_set()
+
+    async def _learn(self) -> None:
+        waiting = [asyncio.create_task(link.told.wait()) for link in self._links.values()]
+        if waiting:
+            _, missing = await asyncio.wait(waiting, timeout=self._patience)
+            for task in missing:
+                task.cancel()
+        self._learned.set()
+        log.info("learned", hosts=len(self.members), vms=self.status().host.vms, not_told=self._silent() or None)
+
+    def _silent(self) -> int:
+        return sum(not link.told.is_set() for link in self._links.values())
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self._look()
+
+    def _look(self) -> None:
+        """Make the members those that the settings and the folder name."""
+        files, problems = ([], []) if self._folder is None else self._folder.read()
+        entries, doubles = together(self._static, files)
+        problems += doubles
+        for problem in problems:
+            if problem not in self._problems:
+                log.warning("hosts-file", problem=problem, next_step="correct the file; it is read again by itself")
+        self._problems = problems
+        wanted = {entry.address: entry for entry in entries}
+        for member in list(self.members):
+            entry = wanted.get(member.entry.address)
+            if entry is None:
+                self._take_out(member)
+            else:
+                member.entry = entry
+        for entry in entries:
+            if self.members.at_address(entry.address) is None:
+                self._take_in(entry)
+
+    def _take_in(self, entry: Entry) -> None:
+        member = self.members.add(entry)
+        log.info("host-added", address=entry.address, source=entry.source)
+        link = self._links[member.number] = Link(member, self.members, self.feed, self._tls, self._turn)
+        link.start()
+        self.feed.touch()
+
+    def _take_out(self, member: Member) -> None:
+        link = self._links.pop(member.number)
+        link.task.cancel()
+        vms = len(member.names)
+        log.info("host-removed", host=member.name, address=member.entry.address, vms=vms)
+        self.members.drop(member)
+        self.feed.publish(session.HostChanged(time=time.time(), host=member.name, state="removed"))
+        self.feed.touch()
+
+    # Answers
+
+    def at_once(self, request: requests.Request) -> bool:
+        return isinstance(request, requests.Progress | requests.Status | requests.Hosts)
+
+    async def answer(self, request: requests.Request, request_id: str) -> replies.Reply:
+        match request:
+            case requests.Deploy():
+                return await self._deploy(request, request_id)
+            case requests.Remove():
+                return await self._remove(request, request_id)
+            case requests.Cordon() | requests.Uncordon():
+                return await self._set_cordon(request, request_id)
+            case requests.Progress():
+                return self._progress(request)
+            case requests.Status():
+                return self._status_of(request.host)
+            case requests.List():
+                return await self._list(request.host, request_id)
+            case requests.Describe():
+                return await self._describe(request, request_id)
+            case requests.Topology():
+                return await self._topology(request.host, request_id)
+            case requests.Hosts():
+                return self.hosts()
+            case requests.HostAdd():
+                return self._host_add(request)
+            case requests.HostRemove():
+                return self._host_remove(request)
+
+    def publish(self, request: requests.Change, reply: replies.Reply | None, outcome: str, why: str) -> None:
+        """What has been done, the hosts tell; here is told only what came to nothing."""
+        if reply is None and isinstance(request, requests.VmChange) and outcome not in NOT_REFUSALS:
+            self.feed.publish(
+                session.VmRefused(
+                    time=time.time(), name=request.name, operation=operation_of(request), code=outcome, reason=why
+                )
+            )
+
+    # Deploy
+
+    async def _deploy(self, request: requests.Deploy, request_id: str) -> replies.Deployed:
+        if not self.learned:
+            raise Unavailable(
+                f"{self._silent()} of {len(self.members)} hosts have not told yet what they have; try again in a moment"
+            )
+        self._require_new(request.name)
+        wanted = None if not request.host else self._member(request.host)
+        tried: list[int] = []
+        refusal: VmstackError | None = None
+        while len(tried) < self._attempts:
+            choice = self._choose(request, wanted, tried)
+            if choice is None:
+                break
+            member = self.members.at(choice.host)
+            try:
+                reply = await self._ask_to_deploy(request, member, request_id)
+            except _ELSEWHERE as error:
+                if error.details.get("outcome") == "unknown":
+                    raise
+                refusal = error
+                tried.append(choice.host)
+                if request.dry_run is False:
+                    self._retried()
+                log.info("host-refused", request=request_id, host=member.name, vm=request.name, why=error.message)
+                self._require_new(request.name)
+            else:
+                return msgspec.structs.replace(reply, host=member.name, score=choice.score)
+        raise self._refused(request, wanted, tried, refusal)
+
+    def _require_new(self, name: str) -> None:
+        owners = self.members.owners(name)
+        if owners:
+            where = " and ".join(f"{member.name!r}" for member in owners)
+            raise AlreadyExists(f"a VM {name!r} is on host {where} already")
+        claim = self.members.claims.get(name)
+        if claim is not None and claim.uncertain:
+            raise AlreadyExists(
+                f"whether {name!r} was started on host {claim.member.name!r} is not known yet; "
+                "it will be when that host is back"
+            )
+        if claim is not None:
+            raise AlreadyExists(f"{name!r} is being deployed on host {claim.member.name!r} just now")
+
+    def _choose(self, request: requests.Deploy, wanted: Member | None, tried: list[int]) -> Choice | None:
+        inventory = self.members.inventory
+        if wanted is None:
+            return inventory.choose(self._policy, request.level, request.vcpus, request.memory_mib, tried)
+        status = self.members.expected(wanted)
+        if tried or wanted.closed or status is None:
+            return None
+        if refusal_on(status, request.level, request.vcpus, request.memory_mib) is not None:
+            return None
+        return Choice(wanted.number, self._policy.score(status, request.level, request.vcpus, request.memory_mib))
+
+    async def _ask_to_deploy(self, request: requests.Deploy, member: Member, request_id: str) -> replies.Deployed:
+        """Raises what the host answers; Unavailable with outcome "unknown" if nobody knows whether the VM runs."""
+        client = self._client(member)
+        order = msgspec.structs.replace(request, host="")
+        if request.dry_run:
+            return await client.deploy(order, request_id=request_id)
+        reservation = self.members.reserve(request.name, member, request.level, request.vcpus, request.memory_mib)
+        try:
+            reply = await client.deploy(order, request_id=request_id)
+        except VmstackError as error:
+            if client is member.client and error.details.get("outcome") != "unknown":
+                self.members.release(reservation)  # the host itself has said no
+                raise
+            raise self._uncertain(reservation, error) from error
+        except BaseException:
+            self._uncertain(reservation, Unavailable("globald is stopping"))
+            raise
+        self.members.confirm(reservation, reply.generation)
+        return reply
+
+    def _uncertain(self, reservation: Reservation, error: VmstackError) -> Unavailable:
+        """The link broke, or the host's own link to its hypervisor: the VM may run. Its name stays taken."""
+        member, name = reservation.member, reservation.name
+        if reservation.seen:
+            self.members.release(reservation)
+        else:
+            reservation.uncertain = True
+            self._links[member.number].settle_later(reservation)
+        return Unavailable(
+            f"whether {name!r} was started on host {member.name!r} is unknown: {error.message.partition(';')[0]}; "
+            f"look with vmstackctl list --host {member.name}",
+            outcome="unknown",
+            host=member.name,
+        )
+
+    def _refused(
+        self, request: requests.Deploy, wanted: Member | None, tried: list[int], last: VmstackError | None
+    ) -> VmstackError:
+        """Why there is no host for it: what one host said, or how many there are for each reason."""
+        if wanted is not None:
+            return last if last is not None else self._why_not(request, wanted)
+        counts = self.members.inventory.refusals(request.level, request.vcpus, request.memory_mib, tried)
+        if tried:
+            counts["refused"] = len(tried)
+        hosts = len(self.members)
+        fitting = hosts - sum(counts.values())
+        if fitting and last is not None:
+            counts["not asked"] = fitting
+        reasons = ", ".join(f"{count} {_IN_WORDS.get(reason, reason)}" for reason, count in counts.items() if count)
+        text = f"{hosts} hosts: {reasons}" if hosts else "there are no hosts; vmstackctl host add ADDRESS adds one"
+        if last is not None:
+            text += f"; the last one asked said: {last.message}"
+        resource = max(("cpu", "memory"), key=lambda reason: counts.get(reason, 0))
+        if not counts.get(resource):
+            resource = next(iter(counts), "hosts")
+        details: dict[str, str | int] = {reason.replace(" ", "_").replace("-", "_"): n for reason, n in counts.items()}
+        return NoCapacity(f"no host for it: {text}", resource=resource, hosts=hosts, **details)
+
+    def _why_not(self, request: requests.Deploy, member: Member) -> VmstackError:
+        state, reason = member.shown_state
+        status = self.members.expected(member)
+        if member.closed == CORDONED:
+            return Cordoned(f"host {member.name!r} takes no new VMs: {reason or 'it is cordoned'}")
+        if member.closed or status is None:
+            return Unavailable(f"host {member.name!r} is {state}: {reason}")
+        short = refusal_on(status, request.level, request.vcpus, request.memory_mib) or "cpu"
+        free = status.free_cpus if short == "cpu" else status.free_mib
+        return NoCapacity(
+            f"not enough {short} on host {member.name!r}: {free} {'CPUs' if short == 'cpu' else 'MiB'} free",
+            resource=short,
+            free=free,
+        )
+
+    # Remove
+
+    async def _remove(self, request: requests.Remove, request_id: str) -> replies.Removed:
+        member = self._owner(request.name, request.host)
+        client = self._client(member)
+        reply = await client.remove(msgspec.structs.replace(request, host=""), request_id=request_id)
+        if not request.dry_run:
+            self.members.removed(member, request.name)
+        return msgspec.structs.replace(reply, host=member.name)
+
+    def _owner(self, name: str, host: str) -> Member:
+        """Where a VM is. Raises NotFound, or InvalidRequest where only the caller can say which one is meant."""
+        owners = self.members.owners(name)
+        if host:
+            wanted = self._member(host)
+            if wanted not in owners:
+                raise NotFound(f"{name!r} does not exist on host {wanted.name!r}")
+            return wanted
+        if len(owners) > 1:
+            where = ", ".join(member.name for member in owners)
+            raise InvalidRequest(f"{name!r} is on {len(owners)} hosts: {where}; say which with host", field="host")
+        if not owners:
+            claim = self.members.claims.get(name)
+            if claim is not None:
+                raise Unavailable(f"{name!r} is being deployed on host {claim.member.name!r}; try again in a moment")
+            raise NotFound(f"{name!r} does not exist in this cluster")
+        return owners[0]
+
+    # Hosts
+
+    def _member(self, host: str) -> Member:
+        member = self.members.find(host)
+        if member is None:
+            raise NotFound(f"there is no host {host!r} in this cluster; vmstackctl hosts shows those that are")
+        return member
+
+    def _client(self, member: Member) -> Client:
+        """The connection to a host that is up. Raises Unavailable."""
+        if member.state is not State.UP or member.client is None:
+            raise Unavailable(f"host {member.name!r} is {member.state.value}: {member.reason}", host=member.name)
+        return member.client
+
+    async def _set_cordon(self, request: requests.Cordon | requests.Uncordon, request_id: str) -> replies.CordonReply:
+        if not request.host:
+            raise InvalidRequest("host: which host is meant must be said", field="host")
+        member = self._member(request.host)
+        client = self._client(member)
+        if isinstance(request, requests.Cordon):
+            reply = await client.cordon(msgspec.structs.replace(request, host=""), request_id=request_id)
+        else:
+            reply = await client.uncordon(msgspec.structs.replace(request, host=""), request_id=request_id)
+        if member.reply is not None:
+            cordoned = msgspec.structs.replace(member.reply, cordoned=reply.cordoned, cordon_reason=reply.reason)
+            member.reply = cordoned  # at once, and not only when the host pushes it
+            self.members.refresh(member)
+        return msgspec.structs.replace(reply, host=member.name)
+
+    def hosts(self) -> replies.HostsReply:
+        """All hosts of this moment."""
+        now = asyncio.get_running_loop().time()
+        return replies.HostsReply(
+            hosts=tuple(_host_reply(member, now) for member in self.members), duplicates=self.members.duplicates()
+        )
+
+    def _host_add(self, request: requests.HostAdd) -> replies.HostListed:
+        if self._folder is None:
+            raise InvalidRequest("hosts_dir is none, so that no host can be added while globald runs", field="host")
+        try:
+            address = read_address(request.address)
+        except ValueError as error:
+            raise InvalidRequest(f"address: must be {error}", field="address") from error
+        known = self.members.at_address(address)
+        if known is not None:
+            raise AlreadyExists(f"{address} is host {known.name!r} already ({known.entry.source})")
+        source = self._folder.add(address, request.name)
+        self._look()
+        return replies.HostListed(address=address, name=source, listed=True)
+
+    def _host_remove(self, request: requests.HostRemove) -> replies.HostListed:
+        member = self._member(request.host)
+        if self._folder is None or member.entry.source == STATIC:
+            raise InvalidRequest(
+                f"{member.name!r} is named by the setting hosts; take {member.entry.address} out there and restart",
+                field="host",
+            )
+        self._folder.remove(member.entry)
+        vms = len(member.names)
+        self._look()
+        return replies.HostListed(address=member.entry.address, name=member.name, listed=False, vms=vms)
+
+    # Reading
+
+    def status(self) -> replies.StatusReply:
+        return replies.StatusReply(
+            host=self.members.inventory.totals(),
+            hypervisor="up",
+            unplaced=(),
+            stopped=(),
+            degraded=tuple(self._troubles()),
+        )
+
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    def _troubles(self) -> Iterable[str]:
+        shown = 0
+        for member in self.members:
+            state, reason = member.shown_state
+            if state not in (State.UP.value, CORDONED):
+                shown += 1
+                if shown > SHOWN_PROBLEMS:
+                    yield "and more hosts; see vmstackctl hosts"
+                    break
+                yield f"host {member.name} is {state}: {reason}"
+        for duplicate in self.members.duplicates()[:SHOWN_PROBLEMS]:
+            yield f"VM {duplicate.name!r} is on several hosts: {', '.join(duplicate.hosts)}"
+        yield from self._problems[:SHOWN_PROBLEMS]
+
+    def _status_of(self, host: str) -> replies.StatusReply:
+        if not host:
+            return self.status()
+        member = self._member(host)
+        if member.reply is None:
+            raise Unavailable(f"host {member.name!r} is {member.state.value}: {member.reason}", host=member.name)
+        if member.state is State.UP:
+            return member.reply
+        state, reason = member.shown_state
+        return msgspec.structs.replace(
+            member.reply, hypervisor=state, degraded=(f"the host is {state}: {reason}; this is what it told last",)
+        )
+
+    def _progress(self, request: requests.Progress) -> replies.ProgressReply:
+        size = request.level, request.vcpus, request.memory_mib
+        found = self.members.inventory.scores(self._policy, *size)
+        if request.host:
+            wanted = self._member(request.host)
+            found = [score for score in found if score[0] == wanted.number]
+        fitting = [(score, -number) for number, score, _ in found if score is not None]
+        hosts = tuple(
+            replies.HostProgress(host=self.members.at(number).name, progress=score, reason=reason)
+            for number, score, reason in found
+        )
+        if not fitting:
+            counts = self.members.inventory.refusals(*size)
+            reasons = ", ".join(f"{count} {_IN_WORDS.get(reason, reason)}" for reason, count in counts.items())
+            what = f"{request.vcpus} vCPUs at level {format_level(request.level)}"
+            raise NoCapacity(
+                f"no host for {what}: {len(self.members)} hosts: {reasons or 'none'}",
+                resource="memory" if counts.get("memory", 0) > counts.get("cpu", 0) else "cpu",
+            )
+        best, number = max(fitting)
+        return replies.ProgressReply(progress=best, host=self.members.at(-number).name, hosts=hosts)
+
+    async def _list(self, host: str, request_id: str) -> replies.ListReply:
+        members = [self._member(host)] if host else list(self.members)
+        turn = asyncio.Semaphore(AT_ONCE)
+
+        async def vms_of(member: Member) -> tuple[replies.VmReply, ...]:
+            async with turn:
+                try:
+                    reply = await self._client(member).list(request_id=request_id)
+                except Unavailable:
+                    return tuple(_unknown(name, member) for name in sorted(member.names))
+            return tuple([msgspec.structs.replace(vm, host=member.name) for vm in reply.vms])
+
+        found = await asyncio.gather(*(vms_of(member) for member in members))
+        return replies.ListReply(vms=tuple(vm for vms in found for vm in vms))
+
+    async def _describe(self, request: requests.Describe, request_id: str) -> replies.VmReply:
+        member = self._owner(request.name, request.host)
+        try:
+            reply = await self._client(member).describe(
+                msgspec.structs.replace(request, host=""), request_id=request_id
+            )
+        except Unavailable:
+            return _unknown(request.name, member)
+        return msgspec.structs.replace(reply, host=member.name)
+
+    async def _topology(self, host: str, request_id: str) -> replies.TopologyReply:
+        if not host:
+            raise InvalidRequest("host: which host is meant must be said", field="host")
+        return await self._client(self._member(host)).topology(request_id=request_id)
+
+
+_IN_WORDS = {"cpu": "no cpu", "memory": "no memory"}
+
+
+def _unknown(name: str, member: Member) -> replies.VmReply:
+    """A VM on a host that does not answer."""
+    return replies.VmReply(
+        name=name, vcpus=0, memory_mib=0, level=0, cpus=(), pinned=(), state="unknown", image="", host=member.name
+    )
+
+
+def _host_reply(member: Member, now: float) -> replies.HostReply:
+    state, reason = member.shown_state
+    return replies.HostReply(
+        name=member.name,
+        address=member.entry.address,
+        uuid=member.uuid,
+        state=state,
+        reason=reason,
+        since=member.since,
+        age=None if member.heard is None else max(0.0, now - member.heard),
+        source=member.entry.source,
+        version=member.version,
+        status=None if member.reply is None else member.reply.host,
+    )

@@ -1,0 +1,371 @@
+"""What is known of every host and every VM of the cluster. Only keeps accounts: nothing here waits or speaks.
+
+The hosts tell what they have; nothing is kept elsewhere. What has been asked of a host and is not in what it
+told yet is added to it, so that many deployments at once do not count on the same CPUs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from enum import Enum
+
+from core.admission import fault, with_vm
+from core.inventory import Inventory
+from core.status import HostStatus
+from globald.sources import Entry
+from vmstackd.api import replies, session
+from vmstackd.client import Client
+
+
+class State(Enum):
+    """Of a host. What a host that is up may say of itself, being cordoned for one, is not here."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    UNKNOWN = "unknown"
+    QUARANTINED = "quarantined"
+
+
+CORDONED, HYPERVISOR_DOWN = "cordoned", "hypervisor-down"
+
+
+class Quarantine(Exception):
+    """A host has said something that cannot be true, or is not what it should be. The text is the reason."""
+
+
+class Reservation:
+    """A VM that a host was asked to deploy.
+
+    generation: the host's, once it has decided; a status with this one or a higher has the VM. seen: an event has
+    told of it. uncertain: nobody knows whether the host got the order.
+    """
+
+    __slots__ = ("generation", "level", "member", "memory_mib", "name", "seen", "uncertain", "vcpus")
+
+    def __init__(self, name: str, member: Member, level: int, vcpus: int, memory_mib: int) -> None:
+        self.name = name
+        self.member = member
+        self.level = level
+        self.vcpus = vcpus
+        self.memory_mib = memory_mib
+        self.generation: int | None = None
+        self.seen = self.uncertain = False
+
+
+class Member:
+    """One host. number: its place in host order. since: seconds since 1970. heard: of the event loop's clock.
+
+    names: of its VMs; others: of those that are in no level or shut off, as it last told; leaving: of those that
+    have ended, until it tells whether they are shut off now.
+    """
+
+    def __init__(self, number: int, entry: Entry) -> None:
+        self.number = number
+        self.entry = entry
+        self.state = State.CONNECTING
+        self.reason = "not yet reached"
+        self.since = time.time()
+        self.name = entry.address
+        self.uuid = ""
+        self.version = ""
+        self.client: Client | None = None
+        self.heard: float | None = None
+        self.reply: replies.StatusReply | None = None
+        self.names: set[str] = set()
+        self.others: frozenset[str] = frozenset()
+        self.leaving: set[str] = set()
+        self.pending: dict[str, Reservation] = {}
+        self.alone = (self,)
+
+    @property
+    def shown_state(self) -> tuple[str, str]:
+        """The state for people and programs, and why."""
+        if self.state is not State.UP or self.reply is None:
+            return self.state.value, self.reason
+        if self.reply.hypervisor != "up":
+            return HYPERVISOR_DOWN, "; ".join(self.reply.degraded)
+        if self.reply.cordoned:
+            return CORDONED, self.reply.cordon_reason
+        return State.UP.value, ""
+
+    @property
+    def closed(self) -> str:
+        """Why it can have no new VM now; empty if it can."""
+        shown, _ = self.shown_state
+        return {State.UP.value: "", State.CONNECTING.value: State.UNKNOWN.value}.get(shown, shown)
+
+    def has(self, name: str) -> bool:
+        """Whether a VM of this name is there, as far as is known."""
+        return name in self.names or name in self.others or name in self.leaving
+
+
+class Members:
+    """All hosts, in host order."""
+
+    def __init__(self) -> None:
+        self.inventory = Inventory()
+        self.claims: dict[str, Reservation] = {}
+        """VMs that are being deployed, by name."""
+        self._members: dict[int, Member] = {}
+        self._by_address: dict[str, Member] = {}
+        self._by_name: dict[str, Member] = {}
+        self._by_uuid: dict[str, Member] = {}
+        self._owners: dict[str, tuple[Member, ...]] = {}
+        self._shared: set[str] = set()
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    # Hosts
+
+    def add(self, entry: Entry) -> Member:
+        """A new host, behind all others unless one has left its number."""
+        number = next((free for free in range(len(self._members)) if free not in self._members), len(self._members))
+        member = Member(number, entry)
+        self._members[number] = member
+        self._members = dict(sorted(self._members.items())) if number < len(self._members) - 1 else self._members
+        self._by_address[entry.address] = member
+        self._by_name[member.name] = member
+        self.refresh(member)
+        return member
+
+    def drop(self, member: Member) -> None:
+        """The host is no longer part of the cluster. Its VMs run on, unknown to us."""
+        self._forget_vms(member)
+        for reservation in list(member.pending.values()):
+            self.release(reservation)
+        self.inventory.drop(member.number)
+        del self._members[member.number]
+        del self._by_address[member.entry.address]
+        self._unname(member)
+
+    def at(self, number: int) -> Member:
+        """The host with this number. Raises KeyError."""
+        return self._members[number]
+
+    def at_address(self, address: str) -> Member | None:
+        """The host with this address."""
+        return self._by_address.get(address)
+
+    def find(self, host: str) -> Member | None:
+        """The host with this name, UUID or address."""
+        return self._by_name.get(host) or self._by_uuid.get(host) or self._by_address.get(host)
+
+    # What hosts tell
+
+    def joined(
+        self, member: Member, hello: session.HelloReply, names: Iterable[str], reply: replies.StatusReply
+    ) -> Member | None:
+        """The host has introduced itself, and told what it has. Raises Quarantine if that cannot be.
+
+        Returns the member that was the same host at another address, and is no more.
+        """
+        other = self._by_uuid.get(hello.uuid)
+        moved = None
+        if other is not None and other is not member:
+            if other.state is State.UP:
+                raise Quarantine(
+                    f"it has the UUID of {other.name} ({other.entry.address}); if it is a copy of that host's disk, "
+                    "delete host-uuid in its state_dir and restart its vmstackd"
+                )
+            moved = other
+            self._forget_vms(other)
+            self._unname(other)
+            other.uuid, other.reply = "", None
+            other.name = other.entry.address
+            self._by_name[other.name] = other
+            self.set_state(other, State.QUARANTINED, f"this host is at {member.entry.address} now")
+        if member.uuid != hello.uuid:
+            self._forget_vms(member)  # another host has got this address
+        self._unname(member)
+        member.uuid, member.version = hello.uuid, hello.program_version
+        taken = self._by_name.get(hello.host)
+        member.name = hello.host if hello.host and taken is None else member.entry.address
+        self._by_uuid[member.uuid] = member
+        self._by_name[member.name] = member
+        member.reply = None
+        member.leaving.clear()
+        now = set(names)
+        for name in member.names - now:
+            member.names.discard(name)
+            self._disown(member, name)
+        for name in now - member.names:
+            self._own(member, name)
+        member.names = now
+        for name in [name for name in member.pending if name in now]:
+            self.release(member.pending[name])
+        member.state, member.reason, member.since = State.UP, "", time.time()
+        self.told(member, reply)
+        return moved
+
+    def told(self, member: Member, reply: replies.StatusReply) -> None:
+        """The host has told how it is. Raises Quarantine if that cannot be."""
+        why = fault(reply.host)
+        if not why and member.reply is not None and reply.host.generation < member.reply.host.generation:
+            why = f"its generation went back from {member.reply.host.generation} to {reply.host.generation}"
+        if why:
+            raise Quarantine(f"what it tells cannot be true: {why}")
+        member.reply = reply
+        others = frozenset((*(vm.name for vm in reply.unplaced), *reply.stopped))
+        if others != member.others or member.leaving:
+            before, member.others = member.others | member.leaving, others
+            member.leaving.clear()
+            for name in others - before:
+                self._own(member, name)
+            for name in before - others:
+                self._disown(member, name)
+        for reservation in [
+            found
+            for found in member.pending.values()
+            if found.generation is not None and found.generation <= reply.host.generation
+        ]:
+            self.release(reservation)
+        self.refresh(member)
+
+    def happened(self, member: Member, event: session.Event) -> None:
+        """Something has happened on the host."""
+        match event:
+            case session.VmDeployed(name=name) | session.VmAdopted(name=name):
+                member.names.add(name)
+                member.leaving.discard(name)
+                self._own(member, name)
+                reservation = member.pending.get(name)
+                if reservation is not None:
+                    reservation.seen = True
+                    if reservation.uncertain:
+                        self.release(reservation)
+            case session.VmRemoved(name=name):
+                self._gone(member, name)
+            case session.VmGone(name=name) if name in member.names:
+                # It may be shut off, and its name still taken: the next status tells.
+                member.names.discard(name)
+                member.leaving.add(name)
+            case session.VmRefused(name=name, operation="deploy"):
+                reservation = member.pending.get(name)
+                if reservation is not None and reservation.uncertain:
+                    self.release(reservation)
+
+    def set_state(self, member: Member, state: State, reason: str) -> None:
+        """The host is not up any more, for this reason. Its VMs stay known."""
+        if member.state is not state:
+            member.since = time.time()
+        member.state, member.reason = state, reason
+        self.refresh(member)
+
+    # VMs
+
+    def owners(self, name: str) -> tuple[Member, ...]:
+        """The hosts that have a VM of this name."""
+        return self._owners.get(name, ())
+
+    def vm_names(self) -> list[str]:
+        """All of them, by host in host order."""
+        return [name for member in self for name in sorted(member.names)]
+
+    def duplicates(self) -> tuple[replies.DuplicateVm, ...]:
+        """Names that are on several hosts."""
+        return tuple(
+            replies.DuplicateVm(name=name, hosts=tuple(member.name for member in self._owners[name]))
+            for name in sorted(self._shared)
+        )
+
+    def duplicates_of(self, member: Member) -> list[replies.DuplicateVm]:
+        """Those of them that are on this host."""
+        return [duplicate for duplicate in self.duplicates() if member.name in duplicate.hosts]
+
+    def removed(self, member: Member, name: str) -> None:
+        """The host has answered that it removed a VM."""
+        self._gone(member, name)
+
+    # What is asked of hosts
+
+    def reserve(self, name: str, member: Member, level: int, vcpus: int, memory_mib: int) -> Reservation:
+        """A host is asked to deploy a VM."""
+        reservation = Reservation(name, member, level, vcpus, memory_mib)
+        member.pending[name] = self.claims[name] = reservation
+        self.refresh(member)
+        return reservation
+
+    def confirm(self, reservation: Reservation, generation: int) -> None:
+        """The host has answered that the VM runs."""
+        member, name = reservation.member, reservation.name
+        if not reservation.seen and not member.has(name):
+            member.names.add(name)
+            self._own(member, name)
+        self.claims.pop(name, None)
+        if member.reply is not None and member.reply.host.generation >= generation:
+            self.release(reservation)
+        else:
+            reservation.generation = generation
+
+    def release(self, reservation: Reservation) -> None:
+        """The host will not deploy the VM, or what it tells has it already."""
+        member, name = reservation.member, reservation.name
+        if member.pending.get(name) is reservation:
+            del member.pending[name]
+            self.refresh(member)
+        if self.claims.get(name) is reservation:
+            del self.claims[name]
+
+    def refresh(self, member: Member) -> None:
+        """Let the choice of a host see this one as it is now."""
+        status = self.expected(member)
+        if status is None:
+            self.inventory.close(member.number, member.closed)
+        else:
+            self.inventory.put(member.number, status, member.closed)
+
+    @staticmethod
+    def expected(member: Member) -> HostStatus | None:
+        """What the host told last, with what it has been asked since."""
+        if member.reply is None:
+            return None
+        status = member.reply.host
+        for reservation in member.pending.values():
+            if reservation.name not in member.reply.starting:
+                status = with_vm(status, reservation.level, reservation.vcpus, reservation.memory_mib)
+        return status
+
+    # Names
+
+    def _own(self, member: Member, name: str) -> None:
+        owners = self._owners.get(name)
+        if owners is None:
+            self._owners[name] = member.alone
+        elif member not in owners:
+            self._owners[name] = (*owners, member)
+            self._shared.add(name)
+
+    def _disown(self, member: Member, name: str) -> None:
+        """Unless the host still has it in another way."""
+        if member.has(name):
+            return
+        rest = tuple(owner for owner in self._owners.get(name, ()) if owner is not member)
+        if len(rest) < 2:
+            self._shared.discard(name)
+        if not rest:
+            self._owners.pop(name, None)
+        else:
+            self._owners[name] = rest[0].alone if len(rest) == 1 else rest
+
+    def _gone(self, member: Member, name: str) -> None:
+        member.names.discard(name)
+        member.leaving.discard(name)
+        if name in member.others:
+            member.others -= {name}
+        self._disown(member, name)
+
+    def _forget_vms(self, member: Member) -> None:
+        names = member.names | member.others | member.leaving
+        member.names, member.others, member.leaving = set(), frozenset(), set()
+        for name in names:
+            self._disown(member, name)
+
+    def _unname(self, member: Member) -> None:
+        for index, key in ((self._by_name, member.name), (self._by_uuid, member.uuid)):
+            if index.get(key) is member:
+                del index[key]
