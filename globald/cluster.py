@@ -255,7 +255,7 @@ class Cluster(Operations):
         inventory = self.members.inventory
         if wanted is None:
             return inventory.choose(self._policy, request.level, request.vcpus, request.memory_mib, tried)
-        status = self.members.expected(wanted)
+        status = wanted.expected
         if tried or wanted.closed or status is None:
             return None
         if refusal_on(status, request.level, request.vcpus, request.memory_mib) is not None:
@@ -322,7 +322,7 @@ class Cluster(Operations):
 
     def _why_not(self, request: requests.Deploy, member: Member) -> VmstackError:
         state, reason = member.shown_state
-        status = self.members.expected(member)
+        status = member.expected
         if member.closed == CORDONED:
             return Cordoned(f"host {member.name!r} takes no new VMs: {reason or 'it is cordoned'}")
         if member.closed or status is None:

@@ -20,7 +20,7 @@ from vmstackd.tls import Tls
 
 CONNECT_S = 5.0
 """Seconds for a host to let us in, and as many again to tell what it has."""
-QUIET_S = 3.0
+QUIET_S = 4.5
 """Seconds after which a host that has said nothing is asked whether it is there."""
 SILENT_S = 4.0
 """Seconds that it then has to answer: together less than the 10 s within which a silent host is unknown."""
@@ -99,10 +99,13 @@ class Link:
             self._up(client, told.names, first)
             listening = loop.create_task(self._listen(pushes))
             stack.callback(listening.cancel)
-            while not (await asyncio.wait((listening,), timeout=QUIET_S))[0]:
+            quiet = QUIET_S
+            while not (await asyncio.wait((listening,), timeout=quiet))[0]:
                 asked = loop.time()
-                if member.heard is not None and asked - member.heard > QUIET_S:
+                quiet = (member.heard or asked) + QUIET_S - asked
+                if quiet <= 0:
                     await self._ping(client, asked)
+                    quiet = QUIET_S
             listening.result()
 
     async def _ping(self, client: Client, asked: float) -> None:

@@ -6,11 +6,12 @@ told yet is added to it, so that many deployments at once do not count on the sa
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Iterable, Iterator
 from enum import Enum
 
-from core.admission import fault, with_vm
+from core.admission import fault, refusal_on, with_vm
 from core.inventory import Inventory
 from core.status import HostStatus
 from globald.sources import Entry
@@ -57,7 +58,8 @@ class Member:
     """One host. number: its place in host order. since: seconds since 1970. heard: of the event loop's clock.
 
     names: of its VMs; others: of those that are in no level or shut off, as it last told; leaving: of those that
-    have ended, until it tells whether they are shut off now.
+    have ended, until it tells whether they are shut off now. expected: how it told last that it is, with what it has
+    been asked since.
     """
 
     def __init__(self, number: int, entry: Entry) -> None:
@@ -76,6 +78,7 @@ class Member:
         self.others: frozenset[str] = frozenset()
         self.leaving: set[str] = set()
         self.pending: dict[str, Reservation] = {}
+        self.expected: HostStatus | None = None
         self.alone = (self,)
 
     @property
@@ -108,6 +111,8 @@ class Members:
         self.claims: dict[str, Reservation] = {}
         """VMs that are being deployed, by name."""
         self._members: dict[int, Member] = {}
+        self._left: list[int] = []
+        """Numbers that hosts had who are gone, as a heap."""
         self._by_address: dict[str, Member] = {}
         self._by_name: dict[str, Member] = {}
         self._by_uuid: dict[str, Member] = {}
@@ -124,10 +129,12 @@ class Members:
 
     def add(self, entry: Entry) -> Member:
         """A new host, behind all others unless one has left its number."""
-        number = next((free for free in range(len(self._members)) if free not in self._members), len(self._members))
+        number = heapq.heappop(self._left) if self._left else len(self._members)
         member = Member(number, entry)
+        behind = number == len(self._members)
         self._members[number] = member
-        self._members = dict(sorted(self._members.items())) if number < len(self._members) - 1 else self._members
+        if not behind:
+            self._members = dict(sorted(self._members.items()))
         self._by_address[entry.address] = member
         self._by_name[member.name] = member
         self.refresh(member)
@@ -140,6 +147,7 @@ class Members:
             self.release(reservation)
         self.inventory.drop(member.number)
         del self._members[member.number]
+        heapq.heappush(self._left, member.number)
         del self._by_address[member.entry.address]
         self._unname(member)
 
@@ -218,12 +226,13 @@ class Members:
                 self._own(member, name)
             for name in before - others:
                 self._disown(member, name)
-        for reservation in [
-            found
-            for found in member.pending.values()
+        told = [
+            name
+            for name, found in member.pending.items()
             if found.generation is not None and found.generation <= reply.host.generation
-        ]:
-            self.release(reservation)
+        ]
+        for name in told:
+            del member.pending[name]
         self.refresh(member)
 
     def happened(self, member: Member, event: session.Event) -> None:
@@ -287,7 +296,9 @@ class Members:
         """A host is asked to deploy a VM."""
         reservation = Reservation(name, member, level, vcpus, memory_mib)
         member.pending[name] = self.claims[name] = reservation
-        self.refresh(member)
+        if member.expected is not None:
+            member.expected = _with(member.expected, reservation)
+            self.inventory.put(member.number, member.expected, member.closed)
         return reservation
 
     def confirm(self, reservation: Reservation, generation: int) -> None:
@@ -312,23 +323,17 @@ class Members:
             del self.claims[name]
 
     def refresh(self, member: Member) -> None:
-        """Let the choice of a host see this one as it is now."""
-        status = self.expected(member)
+        """Let the choice of a host see this one as it is now: as it told last, with what it has been asked since."""
+        status = None if member.reply is None else member.reply.host
+        if status is not None and member.reply is not None:
+            for reservation in member.pending.values():
+                if reservation.name not in member.reply.starting:
+                    status = _with(status, reservation)
+        member.expected = status
         if status is None:
             self.inventory.close(member.number, member.closed)
         else:
             self.inventory.put(member.number, status, member.closed)
-
-    @staticmethod
-    def expected(member: Member) -> HostStatus | None:
-        """What the host told last, with what it has been asked since."""
-        if member.reply is None:
-            return None
-        status = member.reply.host
-        for reservation in member.pending.values():
-            if reservation.name not in member.reply.starting:
-                status = with_vm(status, reservation.level, reservation.vcpus, reservation.memory_mib)
-        return status
 
     # Names
 
@@ -369,3 +374,9 @@ class Members:
         for index, key in ((self._by_name, member.name), (self._by_uuid, member.uuid)):
             if index.get(key) is member:
                 del index[key]
+
+
+def _with(status: HostStatus, reservation: Reservation) -> HostStatus:
+    """The host once it has this VM too. One for which there is no room is there already, and its answer on the way."""
+    size = reservation.level, reservation.vcpus, reservation.memory_mib
+    return status if refusal_on(status, *size) is not None else with_vm(status, *size)
