@@ -1,11 +1,13 @@
-# make run     the daemon on this machine, with real VMs (embedded libvirt)
+# make run     the daemons on this machine, with real VMs (embedded libvirt)
 # make test    every test
 # The first of either sets the machine up; `make` alone lists the others.
 
 PYTHON := .venv/bin/python
-# Where make run keeps its images and VMs, and what else it tells vmstackd: make run ARGS="--http-port 8199"
+# Where make run keeps its images and VMs, and what else it tells vmstackd, and globald:
+# make run ARGS="--http-port 8199 --tcp-port 0" CLUSTER_ARGS="--http-port 8200"
 STATE_DIR ?= /var/tmp/vmstack
 ARGS ?=
+CLUSTER_ARGS ?=
 TRACES ?=
 
 .DEFAULT_GOAL := help
@@ -18,7 +20,7 @@ help:  ## this list
 .venv/packages: pyproject.toml constraints.txt tools/setup
 	@tools/setup
 
-.venv/ready: .venv/packages setup.py $(shell find core -name '*.py' -o -name '*.pyx' -o -name '*.pxd')
+.venv/ready: .venv/packages setup.py $(shell find core -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 	@$(PYTHON) setup.py -q build_ext --inplace
 	@touch $@
 
@@ -26,8 +28,8 @@ setup: .venv/ready  ## system packages, virtual environment, compiled core
 
 build: .venv/ready  ## the compiled core
 
-run: .venv/ready  ## vmstackd with real VMs, HTTP on 127.0.0.1:8099
-	@$(PYTHON) -m tools.run $(STATE_DIR) $(ARGS)
+run: .venv/ready  ## vmstackd with real VMs, HTTP on 127.0.0.1:8099, and globald with this host, on 8100
+	@$(PYTHON) -m tools.run $(STATE_DIR) --cluster-args="$(CLUSTER_ARGS)" $(ARGS)
 
 purge: .venv/ready  ## end the VMs of make run and delete their state
 	@$(PYTHON) -m tools.purge $(STATE_DIR)
@@ -47,10 +49,10 @@ format: .venv/ready  ## rewrite the sources as make check wants them
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-demo: .venv/ready  ## a simulated EPYC 7662 with three levels, drawn
+demo: .venv/ready  ## a simulated cluster with three levels, drawn
 	@$(PYTHON) -m benchmarks.demo
 
-bench: .venv/ready  ## decision times, transports, memory, start-up, overhead over libvirt
+bench: .venv/ready  ## decision times, transports, clusters, memory, start-up, overhead over libvirt
 	$(PYTHON) -m benchmarks
 
 conformance: .venv/ready  ## replay recorded decisions: make conformance TRACES="FILES"
@@ -66,4 +68,4 @@ deb: .venv/ready  ## the Debian package, in dist/
 	@tools/deb
 
 clean:  ## remove everything that was built
-	rm -rf .venv build dist *.egg-info core/*.so core/policy/*.so
+	rm -rf .venv build dist *.egg-info core/*.so core/policy/*.so core/host_policy/*.so

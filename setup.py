@@ -6,11 +6,18 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 SOURCES = sorted(str(path) for pattern in ("*.py", "*.pyx") for path in Path("core").rglob(pattern))
+HEADERS = sorted(str(path) for path in Path("core").rglob("*.h"))
 
 setup(
     ext_modules=cythonize(
         [
-            Extension(source.rpartition(".")[0].replace("/", "."), [source], extra_compile_args=["-O3"])
+            Extension(
+                source.rpartition(".")[0].replace("/", "."),
+                [source],
+                include_dirs=["core"],
+                depends=HEADERS,
+                extra_compile_args=["-O3"],
+            )
             for source in SOURCES
             if not source.endswith("__init__.py")
         ],

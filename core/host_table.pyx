@@ -1,14 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """The figures of many hosts in C arrays, and the search for the best of them.
 
-How the best host is found among 100,000 in microseconds:
+How the best of 100,000 hosts is found in microseconds:
 
-Hosts stand in blocks of 64. For a request, each block has a bound: no host in it scores higher. Bounds are
-computed for all hosts at once in single precision, rounded up by more than the arithmetic can be wrong. Then the
-block with the highest bound is looked at exactly, in the double precision that Python uses, again and again until
-the highest is exact. Usually that is one block.
+Hosts stand in blocks of 32 (``core/host_bounds.h``). For a request, each block has a bound: no host in it scores
+higher. Bounds of all blocks are computed in single precision, rounded up by more than the arithmetic can be wrong. Then
+the block with the highest bound is computed exactly, in the double precision of Python, until the highest is exact:
+mostly one block, and of many hosts that are equally good each block once.
 
-The bounds of the latest requests are kept. A host that has changed costs its block's bound again, nothing else.
+The bounds for the latest requests are kept. A host that has changed costs the bound of its block, nothing else.
 """
 
 from libc.math cimport INFINITY, fabs
@@ -28,11 +28,17 @@ cdef extern from "host_bounds.h":
         float *penalty
         int32_t *free_mib
         int16_t *free_cpus
+        float ceiling
     ctypedef struct level_block:
         int16_t *fit
         int16_t *base
         int16_t *cpus
         uint16_t *rest
+    ctypedef struct exact_block:
+        double *memory
+        double *optimal
+        double *distance
+        double *penalty
     ctypedef struct vm_request:
         int32_t level
         int32_t vcpus
@@ -40,10 +46,15 @@ cdef extern from "host_bounds.h":
         int32_t free_mib
         int32_t whole
         int32_t rest
-        float memory
-    ctypedef void (*bounds_of_blocks)(
-        host_block *, level_block **, level_block *, int, vm_request *, float *, double *) noexcept nogil
-    bounds_of_blocks kernels[2]
+        double memory
+    ctypedef double (*bounds_of_blocks)(
+        host_block *, level_block *, int, vm_request *, double, double *) noexcept nogil
+    ctypedef void (*scores_of_block)(
+        host_block *, exact_block *, level_block *, vm_request *, double *) noexcept nogil
+    ctypedef struct kernel:
+        bounds_of_blocks bounds
+        scores_of_block scores
+    kernel kernels[2]
     int use_registers_of(int most)
 
 cdef extern from "<stdlib.h>" nogil:
@@ -75,12 +86,12 @@ cdef enum:
     HIGHEST = 64 * UNIT
     MAX_CPUS = 1 << 20
     MAX_VCPUS = 1 << 30
-    MAX_16 = (1 << 15) - 1
+    MAX_16 = 0x7FFF
     MAX_32 = 0x7FFFFFFF
-    SHAPES = 64
-    GROUP = 64
-    LOG = 4096  # a power of two
-    LINE = 64
+    SHAPES = 64  # requests whose bounds are kept
+    GROUP = 64  # blocks whose highest bound is kept
+    LOG = 4096  # changes that are known one by one
+    LINE = 64  # bytes of a cache line
 
 cdef int64_t MAX_MEMORY = 1LL << 40
 cdef int64_t MAX_GENERATION = 1LL << 62
@@ -140,7 +151,7 @@ ctypedef struct Level:
     int64_t needed
     int64_t available
     int64_t potential
-    level_block **blocks
+    level_block **groups  # GROUP blocks each
 
 
 ctypedef struct Totals:
@@ -182,11 +193,15 @@ cdef inline int64_t need_of(const Subset *subset, int64_t ratio, int64_t vcpus) 
     return max(max(<int64_t>subset.widest, vcpus), ceiling((subset.vcpus + vcpus) * UNIT, ratio))
 
 
-cdef inline int64_t growth(const Host *host, int32_t level, int64_t vcpus) noexcept nogil:
+cdef inline int64_t growth_of(const Host *host, int32_t level, int64_t vcpus) noexcept nogil:
     cdef Subset *subset = subset_of(host, level)
     if subset is NULL:
         return vcpus
     return max(<int64_t>0, need_of(subset, subset.following, vcpus) - subset.cpus)
+
+
+cdef inline double penalty_of(const Host *host) noexcept nogil:
+    return 1.0 + <double>host.used / <double>host.cpus
 
 
 cdef inline double score_of(int kernel, const Host *host, int64_t extra, int64_t memory) noexcept nogil:
@@ -197,7 +212,7 @@ cdef inline double score_of(int kernel, const Host *host, int64_t extra, int64_t
     after = <double>(host.allocated + memory) / <double>(host.used + extra)
     gain = host.distance - fabs(after - host.optimal)
     if gain < 0:
-        return gain * (1.0 + <double>host.used / <double>host.cpus)
+        return gain * penalty_of(host)
     return gain
 
 
@@ -236,6 +251,15 @@ cdef void *aligned(size_t size) except NULL:
     return made
 
 
+cdef void *moved(void *old, size_t used, size_t size) except NULL:
+    """The same, in place of an old one."""
+    cdef void *made = aligned(size)
+    if used:
+        memcpy(made, old, used)
+    free(old)
+    return made
+
+
 cdef void erase(level_block *column, int lane) noexcept nogil:
     column.fit[lane] = -1
     column.base[lane] = 0
@@ -259,9 +283,9 @@ cdef bint fill(level_block *column, int lane, const Subset *subset, int64_t free
 
 
 cdef class HostTable:
-    """Hosts by number, from 0; what is read and what is changed is the caller's to keep apart (one thread).
+    """Hosts by number, from 0. For one thread.
 
-    Numbers are meant to be dense: memory is taken up to the highest, about 350 bytes a host with three levels.
+    Numbers are meant to be dense: memory is taken up to the highest, about 300 bytes a host with three levels.
     """
 
     cdef Host *hosts
@@ -270,6 +294,7 @@ cdef class HostTable:
     cdef list criticals  # by host, its critical_sizes
     cdef list reasons
     cdef host_block *blocks
+    cdef exact_block *exact
     cdef uint64_t *changed  # by block, its latest place in the log
     cdef int block_count
     cdef int block_space
@@ -277,7 +302,7 @@ cdef class HostTable:
     cdef int32_t *level_numbers
     cdef int level_count
     cdef int level_space
-    cdef level_block absent
+    cdef level_block *absent  # a group of blocks where nobody has the level
     cdef Totals totals
     cdef Subset *scratch
     cdef int scratch_space
@@ -287,10 +312,12 @@ cdef class HostTable:
     cdef uint64_t requests
 
     def __cinit__(self):
+        cdef int number
         self.criticals = []
         self.reasons = ["", UNKNOWN]
-        for lane in range(LANES):
-            erase(&self.absent, lane)
+        self.absent = <level_block *>aligned(GROUP * sizeof(level_block))
+        for number in range(GROUP * LANES):
+            erase(self.absent + number // LANES, number % LANES)
 
     def __dealloc__(self):
         cdef int k
@@ -299,8 +326,10 @@ cdef class HostTable:
         for k in range(self.level_count):
             self.free_level(self.levels[k])
         self.forget_shapes()
+        free(self.absent)
         free(self.hosts)
         free(self.blocks)
+        free(self.exact)
         free(self.changed)
         free(self.levels)
         free(self.level_numbers)
@@ -324,7 +353,7 @@ cdef class HostTable:
         new.closed = self.reason(closed)
         self.reach(host)
         for k in range(new.subset_count):
-            self.level_column(self.scratch[k].level, host // LANES)
+            self.make_column(self.scratch[k].level, host // LANES)
         old = self.hosts + host
         if new.subset_count > old.subset_count:
             spare = <Subset *>grown(NULL, new.subset_count * sizeof(Subset))
@@ -429,25 +458,27 @@ cdef class HostTable:
     cdef int reach(self, int host) except -1:
         """Make room for a number."""
         cdef int block, space, k, added
-        cdef host_block *blocks
         if host < 0 or host >= MAX_HOSTS:
             raise ValueError(f"host {host} is no number from 0 to {MAX_HOSTS - 1}")
         if host < self.end:
             return 0
         block = host // LANES
         if block >= self.block_space:
-            space = max(block + 1, self.block_space * 3 // 2, 4)
+            space = (max(block + 1, self.block_space * 3 // 2) + GROUP - 1) // GROUP * GROUP
             self.hosts = <Host *>grown(self.hosts, space * LANES * sizeof(Host))
-            blocks = <host_block *>aligned(space * sizeof(host_block))
-            if self.block_count:
-                memcpy(blocks, self.blocks, self.block_count * sizeof(host_block))
-            free(self.blocks)
-            self.blocks = blocks
+            self.blocks = <host_block *>moved(
+                self.blocks, self.block_count * sizeof(host_block), space * sizeof(host_block)
+            )
+            self.exact = <exact_block *>moved(
+                self.exact, self.block_count * sizeof(exact_block), space * sizeof(exact_block)
+            )
             self.changed = <uint64_t *>grown(self.changed, space * sizeof(uint64_t))
             for k in range(self.level_count):
-                self.levels[k].blocks = <level_block **>grown(self.levels[k].blocks, space * sizeof(level_block *))
-                for added in range(self.block_space, space):
-                    self.levels[k].blocks[added] = &self.absent
+                self.levels[k].groups = <level_block **>grown(
+                    self.levels[k].groups, space // GROUP * sizeof(level_block *)
+                )
+                for added in range(self.block_space // GROUP, space // GROUP):
+                    self.levels[k].groups[added] = self.absent
             self.block_space = space
         if block >= self.block_count:
             self.forget_shapes()
@@ -455,6 +486,8 @@ cdef class HostTable:
             for added in range(self.block_count, block + 1):
                 self.changed[added] = 0
                 memset(self.blocks + added, 0, sizeof(host_block))
+                self.blocks[added].ceiling = -INFINITY
+                memset(self.exact + added, 0, sizeof(exact_block))
                 for k in range(LANES):
                     self.blocks[added].free_mib[k] = -1
             self.block_count = block + 1
@@ -471,8 +504,16 @@ cdef class HostTable:
                 return k
         return -1
 
-    cdef level_block *level_column(self, int32_t level, int block) except NULL:
-        """Where the hosts of a block have a level; made if needed."""
+    cdef Level *level_of(self, int32_t level) noexcept nogil:
+        cdef int at = self.level_at(level)
+        return NULL if at < 0 else self.levels[at]
+
+    cdef level_block *column(self, const Level *level, int block) noexcept nogil:
+        """A level (NULL: one that no host has) in a block, and in those after it in its group."""
+        return (self.absent if level is NULL else level.groups[block // GROUP]) + block % GROUP
+
+    cdef int make_column(self, int32_t level, int block) except -1:
+        """See to it that the hosts of a block can have a level."""
         cdef int at = self.level_at(level)
         cdef int k
         cdef Level *made
@@ -485,28 +526,28 @@ cdef class HostTable:
             made = <Level *>grown(NULL, sizeof(Level))
             memset(made, 0, sizeof(Level))
             made.level = level
-            made.blocks = <level_block **>malloc(self.block_space * sizeof(level_block *))
-            if made.blocks is NULL:
+            made.groups = <level_block **>malloc(self.block_space // GROUP * sizeof(level_block *))
+            if made.groups is NULL:
                 free(made)
                 raise MemoryError()
-            for k in range(self.block_space):
-                made.blocks[k] = &self.absent
+            for k in range(self.block_space // GROUP):
+                made.groups[k] = self.absent
             at = self.level_count
             self.levels[at] = made
             self.level_numbers[at] = level
             self.level_count += 1
         made = self.levels[at]
-        if made.blocks[block] == &self.absent:
-            made.blocks[block] = <level_block *>aligned(sizeof(level_block))
-            memcpy(made.blocks[block], &self.absent, sizeof(level_block))
-        return made.blocks[block]
+        if made.groups[block // GROUP] == self.absent:
+            made.groups[block // GROUP] = <level_block *>aligned(GROUP * sizeof(level_block))
+            memcpy(made.groups[block // GROUP], self.absent, GROUP * sizeof(level_block))
+        return 0
 
     cdef void free_level(self, Level *level) noexcept nogil:
-        cdef int block
-        for block in range(self.block_count):
-            if level.blocks[block] != &self.absent:
-                free(level.blocks[block])
-        free(level.blocks)
+        cdef int k
+        for k in range(self.block_space // GROUP):
+            if level.groups[k] != self.absent:
+                free(level.groups[k])
+        free(level.groups)
         free(level)
 
     cdef void count(self, int number, int sign) noexcept nogil:
@@ -543,7 +584,7 @@ cdef class HostTable:
         for k in range(host.subset_count):
             level = self.levels[self.level_at(host.subsets[k].level)]
             level.hosts -= 1
-            erase(level.blocks[number // LANES], number % LANES)
+            erase(self.column(level, number // LANES), number % LANES)
 
     cdef void bring_in(self, int number) noexcept nogil:
         cdef Host *host = self.hosts + number
@@ -571,22 +612,33 @@ cdef class HostTable:
         cdef int lane = number % LANES
         cdef host_block *to = self.blocks + block
         cdef Subset *subset
+        cdef level_block *column
+        cdef exact_block *exactly = self.exact + block
         cdef bint plain = host.used <= host.cpus
         cdef int k
         to.free_mib[lane] = -1
         if host.state == KNOWN:
             for k in range(host.subset_count - 1, -1, -1):  # of a level that is there twice, the first counts
                 subset = host.subsets + k
-                plain &= fill(self.levels[self.level_at(subset.level)].blocks[block], lane, subset, host.free)
+                column = self.column(self.levels[self.level_at(subset.level)], block)
+                plain &= fill(column, lane, subset, host.free)
+            exactly.memory[lane] = <double>host.allocated
+            exactly.optimal[lane] = host.optimal
+            # What the columns cannot hold scores above everything in them, and so is always looked at by itself.
+            exactly.distance[lane] = host.distance if plain else INFINITY
+            exactly.penalty[lane] = penalty_of(host)
             to.used[lane] = <float>host.used
             to.memory[lane] = <float>host.allocated
             to.optimal[lane] = <float>host.optimal
-            # What the columns cannot hold gets a bound above everything, and so is always looked at exactly.
             to.distance[lane] = host.distance + (host.distance + host.optimal) * ROUNDING if plain else INFINITY
-            to.penalty[lane] = 1 + <float>host.used / <float>host.cpus
+            to.penalty[lane] = penalty_of(host)
             to.free_cpus[lane] = min(host.free, <int>MAX_16)
             if host.closed == OPEN:
                 to.free_mib[lane] = min(host.free_mib, <int64_t>MAX_32)
+        to.ceiling = -INFINITY
+        for k in range(LANES):
+            if to.free_mib[k] >= 0 and to.distance[k] > to.ceiling:
+                to.ceiling = to.distance[k]
         self.log[self.changes % LOG] = block
         self.changed[block] = self.changes
         self.changes += 1
@@ -623,7 +675,7 @@ cdef class HostTable:
             raise ValueError(f"no host is asked for {vcpus} vCPUs and {memory_mib} MiB at level {level}")
         vm.fit = min(vm.vcpus, <int32_t>MAX_16)
         vm.free_mib = min(memory, <int64_t>MAX_32)
-        vm.memory = <float>memory
+        vm.memory = <double>memory
         vm.whole = vm.vcpus * UNIT // vm.level
         vm.rest = vm.vcpus * UNIT % vm.level
         return memory
@@ -680,42 +732,38 @@ cdef class HostTable:
         self.fill_shape(oldest, vm)
         return oldest
 
-    cdef level_block **columns(self, int32_t level) noexcept nogil:
-        cdef int at = self.level_at(level)
-        return NULL if at < 0 else self.levels[at].blocks
-
     cdef void fill_shape(self, Shape *shape, vm_request *vm) noexcept nogil:
-        cdef int k
+        cdef Level *level = self.level_of(vm.level)
+        cdef double reached = -INFINITY
+        cdef int group, first
         shape.seen = self.changes
-        kernels[shape.kernel](
-            self.blocks, self.columns(vm.level), &self.absent, self.block_count, vm, NULL, shape.score
-        )
         memset(shape.winner, 0xFF, self.block_count * sizeof(int32_t))
-        for k in range((self.block_count + GROUP - 1) // GROUP):
-            self.summarise(shape, k)
+        for group in range((self.block_count + GROUP - 1) // GROUP):
+            first = group * GROUP
+            reached = kernels[shape.kernel].bounds(
+                self.blocks + first,
+                self.column(level, first),
+                min(<int>GROUP, self.block_count - first),
+                vm,
+                reached,
+                shape.score + first,
+            )
+            self.summarise(shape, group)
 
     cdef void refresh(self, Shape *shape, vm_request *vm) noexcept nogil:
         """The bounds of the blocks that have changed since."""
-        cdef level_block **columns
+        cdef Level *level
         cdef uint64_t k
         cdef int block
         cdef double bound
         if self.changes - shape.seen > <uint64_t>min(<int>LOG, self.block_count):
             self.fill_shape(shape, vm)
             return
-        columns = self.columns(vm.level)
+        level = self.level_of(vm.level)
         for k in range(shape.seen, self.changes):
             block = self.log[k % LOG]
             if self.changed[block] == k:  # else it comes again, later
-                kernels[shape.kernel](
-                    self.blocks + block,
-                    columns + block if columns is not NULL else NULL,
-                    &self.absent,
-                    1,
-                    vm,
-                    NULL,
-                    &bound,
-                )
+                kernels[shape.kernel].bounds(self.blocks + block, self.column(level, block), 1, vm, -INFINITY, &bound)
                 self.set_block(shape, block, bound, BOUND)
         shape.seen = self.changes
 
@@ -738,66 +786,58 @@ cdef class HostTable:
         shape.best[group] = best
 
     cdef int search(self, Shape *shape, vm_request *vm) noexcept nogil:
-        """The block of the best host, -1 if no host fits. The first of the highest blocks is made exact until it is."""
+        """The block of the best host, -1 if no host fits.
+
+        The first of the highest blocks is made exact until it is.
+        """
         cdef int groups = (self.block_count + GROUP - 1) // GROUP
+        cdef Level *level = self.level_of(vm.level)
         cdef int group, k, block
+        cdef double best
         while True:
             group = 0
             for k in range(1, groups):
                 if shape.best[k] > shape.best[group]:
                     group = k
-            if shape.best[group] == -INFINITY:
+            best = shape.best[group]
+            if best == -INFINITY:
                 return -1
-            block = group * GROUP
-            while shape.score[block] != shape.best[group]:
-                block += 1
-            if shape.winner[block] >= 0:
-                return block
-            self.look(shape, vm, block)
+            for block in range(group * GROUP, min((group + 1) * GROUP, self.block_count)):
+                if shape.score[block] == best:
+                    if shape.winner[block] == BOUND:
+                        self.look(shape, vm, block, self.column(level, block))
+                    if shape.score[block] == best and shape.winner[block] != BOUND:
+                        return block
+            self.summarise(shape, group)
 
-    cdef void look(self, Shape *shape, vm_request *vm, int block) noexcept nogil:
-        """Make a block exact, beginning with the host of the highest bound."""
-        cdef float bounds[LANES]
-        cdef double bound
-        cdef level_block **columns = self.columns(vm.level)
+    cdef void look(self, Shape *shape, vm_request *vm, int block, level_block *column) noexcept nogil:
+        """Make a block exact."""
+        cdef double scores[LANES]
         cdef double best = -INFINITY
         cdef int winner = NOBODY
-        cdef int first = 0
+        cdef bint huge = vm.fit == MAX_16 or vm.free_mib == MAX_32  # columns cannot tell whether that fits
         cdef int lane
-        kernels[shape.kernel](
-            self.blocks + block,
-            columns + block if columns is not NULL else NULL,
-            &self.absent,
-            1,
-            vm,
-            bounds,
-            &bound,
-        )
-        if bound == -INFINITY:
-            self.set_block(shape, block, bound, NOBODY)
-            return
-        while bounds[first] != <float>bound:
-            first += 1
-        self.look_at(shape, block * LANES + first, &best, &winner)
+        cdef Host *host
+        kernels[shape.kernel].scores(self.blocks + block, self.exact + block, column, vm, scores)
         for lane in range(LANES):
-            if bounds[lane] >= best and bounds[lane] != -INFINITY and lane != first:
-                self.look_at(shape, block * LANES + lane, &best, &winner)
-        self.set_block(shape, block, best, winner)
+            if scores[lane] > best:
+                host = self.hosts + block * LANES + lane
+                if host.skipped:
+                    continue
+                if huge or scores[lane] == INFINITY:
+                    scores[lane] = self.score_alone(shape, host)
+                if scores[lane] > best:
+                    best = scores[lane]
+                    winner = block * LANES + lane
+        shape.score[block] = best
+        shape.winner[block] = winner
 
-    cdef void look_at(self, Shape *shape, int number, double *best, int *winner) noexcept nogil:
-        """Compare one host exactly with the best so far."""
-        cdef Host *host = self.hosts + number
-        cdef int64_t extra
-        cdef double score
-        if host.state != KNOWN or host.closed != OPEN or host.skipped or shape.memory > host.free_mib:
-            return
-        extra = growth(host, shape.level, shape.vcpus)
-        if extra > host.free:
-            return
-        score = score_of(shape.kernel, host, extra, shape.memory)
-        if score > best[0] or (score == best[0] and number < winner[0]):
-            best[0] = score
-            winner[0] = number
+    cdef double score_alone(self, Shape *shape, const Host *host) noexcept nogil:
+        """Of an open host, from its figures; -INFINITY if the VM does not fit."""
+        cdef int64_t extra = growth_of(host, shape.level, shape.vcpus)
+        if extra > host.free or shape.memory > host.free_mib:
+            return -INFINITY
+        return score_of(shape.kernel, host, extra, shape.memory)
 
     # Reading
 
@@ -819,7 +859,7 @@ cdef class HostTable:
                 continue
             if host.closed != OPEN:
                 counts[host.closed] += 1
-            elif growth(host, vm.level, vm.vcpus) > host.free:
+            elif growth_of(host, vm.level, vm.vcpus) > host.free:
                 cpu += 1
             elif memory > host.free_mib:
                 short += 1
@@ -845,7 +885,7 @@ cdef class HostTable:
         host = self.hosts + number
         if host.closed != OPEN:
             return None, self.reasons[host.closed]
-        extra = growth(host, vm.level, vm.vcpus)
+        extra = growth_of(host, vm.level, vm.vcpus)
         if extra > host.free:
             return None, "cpu"
         if memory > host.free_mib:
@@ -866,17 +906,8 @@ cdef class HostTable:
         levels = []
         for k in range(host.subset_count):
             subset = host.subsets + k
-            levels.append(
-                (
-                    subset.level,
-                    subset.critical,
-                    subset.following,
-                    subset.cpus,
-                    subset.vcpus,
-                    subset.vms,
-                    subset.widest,
-                )
-            )
+            sizes = (subset.cpus, subset.vcpus, subset.vms, subset.widest)
+            levels.append((subset.level, subset.critical, subset.following, *sizes))
         return (
             (host.cpus, host.free, host.held, host.memory, host.allocated, host.free_mib, host.vms, host.generation),
             levels,

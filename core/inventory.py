@@ -61,8 +61,7 @@ class Inventory(HostTable):
             score, reason = self.judged(kernel, host, level, vcpus, memory_mib)
             if score is not None and policy.kernel is None:
                 status = self.status(host)
-                assert status is not None
-                score = policy.score(status, level, vcpus, memory_mib)
+                score = None if status is None else policy.score(status, level, vcpus, memory_mib)
             found.append((host, score, reason))
         return found
 

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
+from itertools import islice
 
 from core.admission import fault, refusal_on, with_vm
 from core.inventory import Inventory
 from core.status import HostStatus
 from globald.sources import Entry
 from vmstackd.api import replies, session
+from vmstackd.api.errors import HypervisorFailed
+from vmstackd.api.requests import MAX_KNOWN_NAME_BYTES, MAX_TEXT_BYTES
 from vmstackd.client import Client
+
+MOST_VMS = 1 << 16
+"""Of one host; whoever tells of more does not speak of VMs."""
+LONGEST_TEXT = 300
+"""Characters of what a host says, in what we say."""
 
 
 class State(Enum):
@@ -35,14 +43,19 @@ class Quarantine(Exception):
     """A host has said something that cannot be true, or is not what it should be. The text is the reason."""
 
 
+def short(text: str) -> str:
+    """What a host says, no longer than anybody reads."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
+
+
 class Reservation:
     """A VM that a host was asked to deploy.
 
-    generation: the host's, once it has decided; a status with this one or a higher has the VM. seen: an event has
-    told of it. uncertain: nobody knows whether the host got the order.
+    generation: the host's, once it has answered; a status with this one or a higher has the VM. counted: every status
+    from now on has it, answered or not. seen: an event has told of it. uncertain: nobody knows whether the host has it.
     """
 
-    __slots__ = ("generation", "level", "member", "memory_mib", "name", "seen", "uncertain", "vcpus")
+    __slots__ = ("counted", "generation", "level", "member", "memory_mib", "name", "seen", "uncertain", "vcpus")
 
     def __init__(self, name: str, member: Member, level: int, vcpus: int, memory_mib: int) -> None:
         self.name = name
@@ -51,7 +64,18 @@ class Reservation:
         self.vcpus = vcpus
         self.memory_mib = memory_mib
         self.generation: int | None = None
-        self.seen = self.uncertain = False
+        self.counted = self.seen = self.uncertain = False
+
+
+class Removal:
+    """A VM that a host was asked to remove. seen: an event has told that it is gone."""
+
+    __slots__ = ("member", "name", "seen")
+
+    def __init__(self, name: str, member: Member) -> None:
+        self.name = name
+        self.member = member
+        self.seen = False
 
 
 class Member:
@@ -59,7 +83,8 @@ class Member:
 
     names: of its VMs; others: of those that are in no level or shut off, as it last told; leaving: of those that
     have ended, until it tells whether they are shut off now. expected: how it told last that it is, with what it has
-    been asked since.
+    been asked since. ahead: kinds of events that are still to come for what it has answered already, by VM; whatever
+    else it tells of that VM before is older. dropped: it is no longer one of the cluster.
     """
 
     def __init__(self, number: int, entry: Entry) -> None:
@@ -78,6 +103,9 @@ class Member:
         self.others: frozenset[str] = frozenset()
         self.leaving: set[str] = set()
         self.pending: dict[str, Reservation] = {}
+        self.removals: dict[str, list[Removal]] = {}
+        self.ahead: dict[str, list[type[session.Event]]] = {}
+        self.dropped = False
         self.expected: HostStatus | None = None
         self.alone = (self,)
 
@@ -87,9 +115,9 @@ class Member:
         if self.state is not State.UP or self.reply is None:
             return self.state.value, self.reason
         if self.reply.hypervisor != "up":
-            return HYPERVISOR_DOWN, "; ".join(self.reply.degraded)
+            return HYPERVISOR_DOWN, short("; ".join(self.reply.degraded[:10]))
         if self.reply.cordoned:
-            return CORDONED, self.reply.cordon_reason
+            return CORDONED, short(self.reply.cordon_reason)
         return State.UP.value, ""
 
     @property
@@ -117,7 +145,8 @@ class Members:
         self._by_name: dict[str, Member] = {}
         self._by_uuid: dict[str, Member] = {}
         self._owners: dict[str, tuple[Member, ...]] = {}
-        self._shared: set[str] = set()
+        self._shared: dict[str, None] = {}
+        """Names that several hosts have, in the order in which it was found."""
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
@@ -142,6 +171,8 @@ class Members:
 
     def drop(self, member: Member) -> None:
         """The host is no longer part of the cluster. Its VMs run on, unknown to us."""
+        member.dropped = True
+        member.client = None
         self._forget_vms(member)
         for reservation in list(member.pending.values()):
             self.release(reservation)
@@ -172,53 +203,60 @@ class Members:
 
         Returns the member that was the same host at another address, and is no more.
         """
+        now = set(names)
+        if why := fault(reply.host) or _names_fault(now):
+            raise Quarantine(_untrue(why))
         other = self._by_uuid.get(hello.uuid)
         moved = None
         if other is not None and other is not member:
             if other.state is State.UP:
                 raise Quarantine(
-                    f"it has the UUID of {other.name} ({other.entry.address}); if it is a copy of that host's disk, "
-                    "delete host-uuid in its state_dir and restart its vmstackd"
+                    f"it has the UUID of {other.name} ({other.entry.address}): if it is the same host, take one of its "
+                    "addresses out; if it is a copy of that host's disk, delete host-uuid in its state_dir and restart "
+                    "its vmstackd"
                 )
             moved = other
-            self._forget_vms(other)
-            self._unname(other)
-            other.uuid, other.reply = "", None
-            other.name = other.entry.address
-            self._by_name[other.name] = other
-            self.set_state(other, State.QUARANTINED, f"this host is at {member.entry.address} now")
-        if member.uuid != hello.uuid:
+            self._move(other, member)
+        elif member.uuid != hello.uuid:
             self._forget_vms(member)  # another host has got this address
+            for reservation in list(member.pending.values()):
+                self.release(reservation)
         self._unname(member)
-        member.uuid, member.version = hello.uuid, hello.program_version
-        taken = self._by_name.get(hello.host)
-        member.name = hello.host if hello.host and taken is None else member.entry.address
+        member.uuid, member.version = hello.uuid, hello.program_version[:MAX_TEXT_BYTES]
+        usable = _is_host_name(hello.host) and hello.host not in self._by_name
+        member.name = hello.host if usable else member.entry.address
         self._by_uuid[member.uuid] = member
         self._by_name[member.name] = member
         member.reply = None
         member.leaving.clear()
-        now = set(names)
+        member.ahead.clear()
         for name in member.names - now:
             member.names.discard(name)
             self._disown(member, name)
         for name in now - member.names:
             self._own(member, name)
         member.names = now
-        for name in [name for name in member.pending if name in now]:
-            self.release(member.pending[name])
+        for reservation in list(member.pending.values()):
+            if reservation.name in now or reservation.generation is not None:
+                self.release(reservation)  # it is there, or has been
         member.state, member.reason, member.since = State.UP, "", time.time()
         self.told(member, reply)
         return moved
 
     def told(self, member: Member, reply: replies.StatusReply) -> None:
         """The host has told how it is. Raises Quarantine if that cannot be."""
+        if member.dropped:
+            return
         why = fault(reply.host)
         if not why and member.reply is not None and reply.host.generation < member.reply.host.generation:
             why = f"its generation went back from {member.reply.host.generation} to {reply.host.generation}"
+        others = member.others
+        if not why and (reply.unplaced or reply.stopped or others):
+            others = frozenset((*(vm.name for vm in reply.unplaced), *reply.stopped))
+            why = _names_fault(others)
         if why:
-            raise Quarantine(f"what it tells cannot be true: {why}")
+            raise Quarantine(_untrue(why))
         member.reply = reply
-        others = frozenset((*(vm.name for vm in reply.unplaced), *reply.stopped))
         if others != member.others or member.leaving:
             before, member.others = member.others | member.leaving, others
             member.leaving.clear()
@@ -226,40 +264,64 @@ class Members:
                 self._own(member, name)
             for name in before - others:
                 self._disown(member, name)
-        told = [
-            name
-            for name, found in member.pending.items()
-            if found.generation is not None and found.generation <= reply.host.generation
-        ]
-        for name in told:
-            del member.pending[name]
+        if member.pending:
+            for name in reply.starting:
+                if (reservation := member.pending.get(name)) is not None:
+                    reservation.counted = True
+            told = [
+                name
+                for name, found in member.pending.items()
+                if found.generation is not None and found.generation <= reply.host.generation
+            ]
+            for name in told:
+                del member.pending[name]
         self.refresh(member)
 
     def happened(self, member: Member, event: session.Event) -> None:
-        """Something has happened on the host."""
+        """Something has happened on the host. Raises Quarantine if that cannot be."""
+        name = getattr(event, "name", "")
+        if not name or member.dropped or self._is_older(member, name, type(event)):
+            return
+        reservation = member.pending.get(name)
+        if reservation is not None and not isinstance(event, session.VmRefused):
+            reservation.seen = True
         match event:
-            case session.VmDeployed(name=name) | session.VmAdopted(name=name):
+            case session.VmDeployed() | session.VmAdopted():
+                if why := _names_fault((name,), member.names):
+                    raise Quarantine(_untrue(why))
                 member.names.add(name)
                 member.leaving.discard(name)
                 self._own(member, name)
-                reservation = member.pending.get(name)
-                if reservation is not None:
-                    reservation.seen = True
-                    if reservation.uncertain:
-                        self.release(reservation)
-            case session.VmRemoved(name=name):
+                if reservation is not None and reservation.uncertain:
+                    self.release(reservation)
+            case session.VmRemoved():
+                for removal in member.removals.get(name, ()):
+                    removal.seen = True
                 self._gone(member, name)
-            case session.VmGone(name=name) if name in member.names:
+            case session.VmGone() if name in member.names:
                 # It may be shut off, and its name still taken: the next status tells.
                 member.names.discard(name)
                 member.leaving.add(name)
-            case session.VmRefused(name=name, operation="deploy"):
-                reservation = member.pending.get(name)
-                if reservation is not None and reservation.uncertain:
-                    self.release(reservation)
+            case session.VmRefused(operation="deploy", code=HypervisorFailed.code) if name in member.names:
+                # It was being started when the host told its names, and could not be.
+                member.names.discard(name)
+                member.leaving.add(name)
+
+    def _is_older(self, member: Member, name: str, kind: type[session.Event]) -> bool:
+        """Whether the host has answered something about this VM that happened later, or was this."""
+        awaited = member.ahead.get(name)
+        if awaited is None:
+            return False
+        if kind is awaited[0]:
+            del awaited[0]
+            if not awaited:
+                del member.ahead[name]
+        return True
 
     def set_state(self, member: Member, state: State, reason: str) -> None:
         """The host is not up any more, for this reason. Its VMs stay known."""
+        if member.dropped:
+            return
         if member.state is not state:
             member.since = time.time()
         member.state, member.reason = state, reason
@@ -275,20 +337,17 @@ class Members:
         """All of them, by host in host order."""
         return [name for member in self for name in sorted(member.names)]
 
-    def duplicates(self) -> tuple[replies.DuplicateVm, ...]:
-        """Names that are on several hosts."""
-        return tuple(
-            replies.DuplicateVm(name=name, hosts=tuple(member.name for member in self._owners[name]))
-            for name in sorted(self._shared)
-        )
+    def duplicates(self, most: int) -> tuple[replies.DuplicateVm, ...]:
+        """Names that are on several hosts: the first of them that were found."""
+        return tuple(self._duplicate(name) for name in islice(self._shared, most))
 
-    def duplicates_of(self, member: Member) -> list[replies.DuplicateVm]:
+    def duplicates_of(self, member: Member, most: int) -> list[replies.DuplicateVm]:
         """Those of them that are on this host."""
-        return [duplicate for duplicate in self.duplicates() if member.name in duplicate.hosts]
+        found = (name for name in self._shared if member in self._owners[name])
+        return [self._duplicate(name) for name in islice(found, most)]
 
-    def removed(self, member: Member, name: str) -> None:
-        """The host has answered that it removed a VM."""
-        self._gone(member, name)
+    def _duplicate(self, name: str) -> replies.DuplicateVm:
+        return replies.DuplicateVm(name=name, hosts=tuple(member.name for member in self._owners[name]))
 
     # What is asked of hosts
 
@@ -304,14 +363,42 @@ class Members:
     def confirm(self, reservation: Reservation, generation: int) -> None:
         """The host has answered that the VM runs."""
         member, name = reservation.member, reservation.name
-        if not reservation.seen and not member.has(name):
+        self._unclaim(reservation)
+        if member.dropped:
+            return
+        if not reservation.seen:
+            member.ahead.setdefault(name, []).append(session.VmDeployed)
             member.names.add(name)
             self._own(member, name)
-        self.claims.pop(name, None)
         if member.reply is not None and member.reply.host.generation >= generation:
             self.release(reservation)
         else:
             reservation.generation = generation
+
+    def found(self, reservation: Reservation) -> None:
+        """The host has answered that it has the VM of an uncertain order, without having told of it."""
+        member = reservation.member
+        self.release(reservation)
+        if not member.dropped:
+            member.names.add(reservation.name)
+            self._own(member, reservation.name)
+
+    def remove(self, name: str, member: Member) -> Removal:
+        """A host is asked to remove a VM."""
+        removal = Removal(name, member)
+        member.removals.setdefault(name, []).append(removal)
+        return removal
+
+    def removal_ended(self, removal: Removal, *, removed: bool) -> None:
+        """removed: whether the host has answered that the VM is gone."""
+        member, name = removal.member, removal.name
+        asked = member.removals[name]
+        asked.remove(removal)
+        if not asked:
+            del member.removals[name]
+        if removed and not removal.seen and not member.dropped:
+            member.ahead.setdefault(name, []).append(session.VmRemoved)
+            self._gone(member, name)
 
     def release(self, reservation: Reservation) -> None:
         """The host will not deploy the VM, or what it tells has it already."""
@@ -319,21 +406,26 @@ class Members:
         if member.pending.get(name) is reservation:
             del member.pending[name]
             self.refresh(member)
-        if self.claims.get(name) is reservation:
-            del self.claims[name]
+        self._unclaim(reservation)
 
     def refresh(self, member: Member) -> None:
         """Let the choice of a host see this one as it is now: as it told last, with what it has been asked since."""
+        if member.dropped:
+            return
         status = None if member.reply is None else member.reply.host
-        if status is not None and member.reply is not None:
+        if status is not None:
             for reservation in member.pending.values():
-                if reservation.name not in member.reply.starting:
+                if not reservation.counted:
                     status = _with(status, reservation)
         member.expected = status
         if status is None:
             self.inventory.close(member.number, member.closed)
         else:
             self.inventory.put(member.number, status, member.closed)
+
+    def _unclaim(self, reservation: Reservation) -> None:
+        if self.claims.get(reservation.name) is reservation:
+            del self.claims[reservation.name]
 
     # Names
 
@@ -343,7 +435,7 @@ class Members:
             self._owners[name] = member.alone
         elif member not in owners:
             self._owners[name] = (*owners, member)
-            self._shared.add(name)
+            self._shared[name] = None
 
     def _disown(self, member: Member, name: str) -> None:
         """Unless the host still has it in another way."""
@@ -351,7 +443,7 @@ class Members:
             return
         rest = tuple(owner for owner in self._owners.get(name, ()) if owner is not member)
         if len(rest) < 2:
-            self._shared.discard(name)
+            self._shared.pop(name, None)
         if not rest:
             self._owners.pop(name, None)
         else:
@@ -370,6 +462,21 @@ class Members:
         for name in names:
             self._disown(member, name)
 
+    def _move(self, before: Member, now: Member) -> None:
+        """A host has another address: what it is asked belongs to that one."""
+        self._forget_vms(now)
+        self._forget_vms(before)
+        for reservation in list(now.pending.values()):
+            self.release(reservation)
+        for reservation in before.pending.values():
+            reservation.member = now
+        now.pending, before.pending = before.pending, {}
+        self._unname(before)
+        before.uuid, before.reply = "", None
+        before.name = before.entry.address
+        self._by_name[before.name] = before
+        self.set_state(before, State.QUARANTINED, f"this host is at {now.entry.address} now")
+
     def _unname(self, member: Member) -> None:
         for index, key in ((self._by_name, member.name), (self._by_uuid, member.uuid)):
             if index.get(key) is member:
@@ -380,3 +487,22 @@ def _with(status: HostStatus, reservation: Reservation) -> HostStatus:
     """The host once it has this VM too. One for which there is no room is there already, and its answer on the way."""
     size = reservation.level, reservation.vcpus, reservation.memory_mib
     return status if refusal_on(status, *size) is not None else with_vm(status, *size)
+
+
+def _untrue(why: str) -> str:
+    return f"what it tells cannot be true: {why}"
+
+
+def _names_fault(names: Collection[str], known: Collection[str] = ()) -> str:
+    """Why no host can have VMs of these names, besides those that are known; empty if one may."""
+    if len(names) + len(known) > MOST_VMS:
+        return f"it has more than {MOST_VMS} VMs"
+    longest = max(names, key=len, default="")
+    if len(longest) > MAX_KNOWN_NAME_BYTES:
+        return f"the name of a VM has {len(longest)} characters: {longest[:40]!r}..."
+    return ""
+
+
+def _is_host_name(name: str) -> bool:
+    """Whether people can call a host so; nothing that could be taken for an address."""
+    return name.isprintable() and ":" not in name and 0 < len(name.encode()) <= MAX_TEXT_BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 
 from core.host_policy import DEFAULT_HOST_POLICY, HOST_POLICIES
 from globald.sources import STATIC, read_address
+from vmstackd.address import is_loopback, parse_address
 from vmstackd.daemon import table
 from vmstackd.daemon.table import Setting, SettingsError, Table
 
@@ -142,4 +144,20 @@ def load_settings(
     config_file: Path | None = None,
 ) -> Settings:
     """Put all sources together, as ``load`` of the table does. Raises SettingsError."""
-    return Settings(**table.load(TABLE, flags, environment, env_file, config_file))
+    settings = Settings(**table.load(TABLE, flags, environment, env_file, config_file))
+    beyond = [address for address in settings.hosts if _is_elsewhere(parse_address(address).host)]
+    if beyond and not (settings.tls_ca or settings.tls_certificate or settings.tls_key):
+        raise SettingsError(
+            f"hosts: {beyond[0]} is beyond this machine, and plain TCP is refused there: set tls_ca, tls_certificate "
+            "and tls_key; vmstackctl pki client NAME --role globald makes a certificate"
+        )
+    return settings
+
+
+def _is_elsewhere(host: str) -> bool:
+    """Whether an address is another machine's; what a name stands for is seen when it is called."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return not is_loopback(host)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.transports.rpc import STRANGER, Door, as_root, door, packed
 from vmstackd import client as client_module
 from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import (
+    Cordoned,
     DeadlineExceeded,
     Denied,
     Internal,
@@ -45,9 +47,16 @@ def test_every_operation() -> None:
     async def check() -> None:
         async with door() as host, await _connect(host) as client:
             assert client.hello == session.HelloReply(
-                version=1, program="vmstackd", program_version=VERSION, host=os.uname().nodename, role="operator"
+                version=1,
+                program="vmstackd",
+                program_version=VERSION,
+                host=os.uname().nodename,
+                role="operator",
+                uuid=host.engine.identity.uuid,
             )
-            assert await client.deploy(DEPLOY) == replies.Deployed(name="one", level=2000, cpus=(0, 8))
+            deployed = await client.deploy(DEPLOY)
+            assert (deployed.name, deployed.level, deployed.cpus) == ("one", 2000, (0, 8))
+            assert deployed.generation == host.engine.status().host.generation
             assert (await client.progress(PROGRESS)).progress == host.engine._progress(PROGRESS).progress
             assert await client.status(requests.Status()) == await client.status() == host.engine.status()
             (vm,) = (await client.list()).vms
@@ -55,7 +64,13 @@ def test_every_operation() -> None:
             assert (vm.cpus, vm.state) == ((0, 8), "running")
             assert len((await client.topology()).cpus) == 16
             removed = await client.remove(requests.Remove(name="one"), timeout=30.0, request_id="mine")
-            assert removed == replies.Removed(name="one", released=(0, 8))
+            assert (removed.name, removed.released) == ("one", (0, 8))
+            await client.ping(timeout=PATIENCE)
+            cordoned = await client.cordon(requests.Cordon(reason="disk"))
+            assert cordoned == replies.CordonReply(cordoned=True, reason="disk")
+            with pytest.raises(Cordoned):
+                await client.deploy(DEPLOY)
+            assert await client.uncordon(requests.Uncordon()) == replies.CordonReply(cordoned=False, reason="")
 
     asyncio.run(check())
 
@@ -65,12 +80,36 @@ def test_addresses() -> None:
         async with door() as host:
             async with await Client.connect(f"unix:{host.path}", program="test") as client:
                 await client.status()
-            for address in ("localhost:8097", "[::1]:8097", "vmstackd.sock", "unix:relative", "", "unix:/" + "x" * 200):
+            for address in ("localhost:0", "::1:8097", "vmstackd.sock", "unix:relative", "", "unix:/" + "x" * 200):
                 with pytest.raises(InvalidRequest) as caught:
                     await Client.connect(address, program="test")
                 assert caught.value.details == {"field": "address"}
-            with pytest.raises(InvalidRequest, match="host:port is not possible yet"):
-                await Client.connect("localhost:8097", program="test")
+
+    asyncio.run(check())
+
+
+def test_what_only_a_cluster_can_be_asked() -> None:
+    async def check() -> None:
+        async with door() as host, await _connect(host) as client:
+            for question in (
+                client.hosts(),
+                client.host_add(requests.HostAdd(address="a:1")),
+                client.host_remove(requests.HostRemove(host="a")),
+            ):
+                with pytest.raises(InvalidRequest, match="there is no method 'host"):
+                    await question
+        hosts = {"hosts": [], "duplicates": [{"name": "one", "hosts": ["a", "b"]}]}
+        listed = {"address": "a:1", "name": "a", "listed": False, "vms": 3}
+        answer = packed([1, 2, None, hosts], [1, 3, None, listed], [1, 4, None, listed | {"listed": True}])
+        async with _server(answer, hello=True) as path, await Client.connect(str(path), program="test") as client:
+            three = await asyncio.gather(
+                client.hosts(),
+                client.host_remove(requests.HostRemove(host="a")),
+                client.host_add(requests.HostAdd(address="a:1")),
+            )
+            assert three[0].duplicates == (replies.DuplicateVm(name="one", hosts=("a", "b")),)
+            assert [reply.listed for reply in three[1:]] == [False, True]
+            assert three[1].vms == 3
 
     asyncio.run(check())
 
@@ -167,6 +206,41 @@ def test_a_subscriber_sees_what_happens() -> None:
             assert host.engine.status() in seen[1:]
             with pytest.raises(InvalidRequest):
                 await anext(client.subscribe())
+
+    asyncio.run(check())
+
+
+def test_a_subscriber_is_told_the_names_of_the_moment_at_which_events_begin() -> None:
+    async def check() -> None:
+        async with door() as host, await _connect(host) as client, asyncio.timeout(PATIENCE):
+            await client.deploy(DEPLOY)
+            told, pushes = await client.watch(names=True)
+            assert told.names == ("one",)
+            assert await anext(pushes) == host.engine.status()
+            await client.remove(requests.Remove(name="one"))
+            first = await anext(pushes)
+            event = first if isinstance(first, session.VmRemoved) else await anext(pushes)
+            assert isinstance(event, session.VmRemoved)
+            assert event.name == "one"
+            with pytest.raises(InvalidRequest):
+                await client.watch()
+        async with door() as host, await _connect(host) as client:
+            told, _ = await client.watch()
+            assert told.names == ()
+
+    asyncio.run(check())
+
+
+def test_a_subscription_that_is_refused_may_be_tried_again() -> None:
+    async def check() -> None:
+        error = {"code": "Unavailable", "message": "later"}
+        async with (
+            _server(packed([1, 2, error, None]), hello=True) as path,
+            await Client.connect(str(path), program="test") as client,
+        ):
+            with pytest.raises(Unavailable, match="later"):
+                await client.watch()
+            assert client._link.pushes is None
 
     asyncio.run(check())
 
@@ -379,6 +453,32 @@ def test_a_newer_server_may_say_more() -> None:
         )
         async with _server(answer, hello=True) as path, await Client.connect(str(path), program="test") as client:
             assert (await client.progress(PROGRESS)).progress == 0.5
+
+    asyncio.run(check())
+
+
+def test_thousands_of_connections_take_little_memory() -> None:
+    count, most = 200, 25 * 1024
+
+    async def check() -> None:
+        event = packed([2, "event", [{"event": "gone", "time": 0.0, "name": "x" * 2000}]])
+        ours: list[client_module._Link] = []
+        tracemalloc.start()
+        try:
+            for turn in range(2):
+                before = tracemalloc.get_traced_memory()[0]
+                for _ in range(count if turn else 1):  # what is only loaded once does not count
+                    link = client_module._Link("here")
+                    link.pushes = client_module.Pushes()
+                    for _ in range(3):
+                        link.get_buffer(-1)[: len(event)] = event
+                        link.buffer_updated(len(event))
+                    assert isinstance(await anext(link.pushes), session.VmGone)
+                    ours.append(link)
+            each = (tracemalloc.get_traced_memory()[0] - before) / count
+        finally:
+            tracemalloc.stop()
+        assert each < most
 
     asyncio.run(check())
 

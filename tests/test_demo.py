@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import subprocess
@@ -12,33 +13,54 @@ from benchmarks import demo
 from tests.running import PATIENCE, ROOT
 from tests.vmstackctl.hosts import drawn, signs, terminal
 from vmstackctl.cpu_map import CpuMap
-from vmstackd.api.replies import StatusReply, TopologyReply
 
 
 @pytest.fixture(scope="module")
-def filled() -> tuple[TopologyReply, StatusReply, demo.Workload]:
+def filled() -> demo.Result:
     return asyncio.run(demo.simulate())
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
-def test_every_cpu_is_drawn_once_with_the_sign_of_its_level(
-    filled: tuple[TopologyReply, StatusReply, demo.Workload], width: int
-) -> None:
-    topology, status, _ = filled
-    text = drawn(CpuMap(topology, status), terminal(width))
-    names = {"1.0": "1", "2.0": "2", "3.0": "3", "free": "."}
-    assert signs(text, topology) == {cpu.id: names[cpu.use] for cpu in topology.cpus}
-    assert max(len(line) for line in text.splitlines()) <= width
+def test_every_cpu_of_the_drawn_hosts_is_drawn_once_with_the_sign_of_its_level(filled: demo.Result, width: int) -> None:
+    assert [drawing.name for drawing in filled.drawings] == list(demo.DRAWN)
+    for drawing in filled.drawings:
+        text = drawn(CpuMap(drawing.topology, drawing.status), terminal(width))
+        names = {"1.0": "1", "2.0": "2", "3.0": "3", "free": "."}
+        assert signs(text, drawing.topology) == {cpu.id: names[cpu.use] for cpu in drawing.topology.cpus}
+        assert max(len(line) for line in text.splitlines()) <= width
 
 
-def test_the_demo_has_three_levels_and_room_left(filled: tuple[TopologyReply, StatusReply, demo.Workload]) -> None:
-    topology, status, work = filled
-    assert len(topology.cpus) == 256
-    assert {level.level for level in status.host.levels} == {1000, 2000, 3000}
-    assert status.host.free_cpus > 0
-    assert not status.degraded
-    assert work.arrived - work.left == status.host.vms
+@pytest.mark.parametrize("width", [80, 200])
+def test_every_host_has_a_line_with_its_figures_whole(filled: demo.Result, width: int) -> None:
+    text = drawn(demo.Fill(filled.hosts.hosts), terminal(width))
+    head, *lines = text.splitlines()
+    assert head.split() == ["host", "CPUs", "taken", "memory", "(GiB)", "VMs", "1:1", "2:1", "3:1"]
+    assert [line.split()[0] for line in lines] == list(demo.HOSTS)
+    for line, host in zip(lines, filled.hosts.hosts, strict=True):
+        assert host.status is not None
+        assert f" {host.status.cpus - host.status.free_cpus}/{host.status.cpus} " in line
+        assert len(line) <= width
+    assert "…" not in text
+
+
+def test_it_ends_when_the_cluster_is_full_of_three_levels(filled: demo.Result) -> None:
+    work = filled.work
+    statuses = [host.status for host in filled.hosts.hosts if host.status is not None]
+    assert len(statuses) == len(demo.HOSTS)
+    assert {host.state for host in filled.hosts.hosts} == {"up"}
+    assert filled.hosts.duplicates == ()
+    assert {level.level for status in statuses for level in status.levels} == set(demo.LEVELS)
+    assert work.refused >= demo.REFUSALS
+    assert work.arrived - work.left == sum(status.vms for status in statuses)
     assert work.left > 0
+    assert work.rate > 0
+    assert all(drawing.status.degraded == () for drawing in filled.drawings)
+
+
+def test_the_orders_are_always_the_same() -> None:
+    first, second = (list(itertools.islice(demo.orders(), 500)) for _ in range(2))
+    assert first == second
+    assert len({order.name for order in first}) == 500
 
 
 def run_demo(**environment: str) -> str:

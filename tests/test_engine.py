@@ -88,7 +88,7 @@ def summary(state: HostState) -> dict[int, tuple[tuple[int, ...], tuple[str, ...
 def test_deploy_starts_the_vm_on_the_cpus_of_its_subset() -> None:
     async def test(engine: Engine, hv: FaultySim) -> None:
         reply = await ask(engine, deploy("a", vcpus=2, level=2000))
-        assert reply == replies.Deployed(name="a", level=2000, cpus=(0, 8))
+        assert reply == replies.Deployed(name="a", level=2000, cpus=(0, 8), generation=engine.state.generation)
         assert hv.vms["a"].pinned == {0, 8}
         record = hv.vms["a"].record
         assert record is not None
@@ -124,7 +124,11 @@ def test_remove_narrows_the_others_and_frees_the_cpus() -> None:
         await ask(engine, deploy("a", vcpus=2))
         await ask(engine, deploy("b", vcpus=2))
         hv.calls.clear()
-        assert await ask(engine, requests.Remove(name="b")) == replies.Removed(name="b", released=(1, 9))
+        before = engine.state.generation
+        reply = await ask(engine, requests.Remove(name="b"))
+        assert isinstance(reply, replies.Removed)
+        assert (reply.name, reply.released) == ("b", (1, 9))
+        assert before < reply.generation <= engine.state.generation
         assert hv.calls == [("write_record", "a"), ("destroy", "b"), ("write_record", "a"), ("pin", "a")]
         assert engine.state.free.count == 14
         assert engine.state.held == ()
@@ -218,7 +222,9 @@ def test_removing_a_vm_that_just_vanished_succeeds() -> None:
         await ask(engine, deploy("a"))
         hv.plan = failing("destroy", error=VmMissing)
         del hv.vms["a"]
-        assert await ask(engine, requests.Remove(name="a")) == replies.Removed(name="a", released=(0,))
+        reply = await ask(engine, requests.Remove(name="a"))
+        assert isinstance(reply, replies.Removed)
+        assert (reply.name, reply.released) == ("a", (0,))
 
     with_engine(test)
 

@@ -1,4 +1,4 @@
-"""Imports point one way: core, then vmstackd.api, then the rest of vmstackd; nothing points back."""
+"""Imports point one way: core, vmstackd.api, what both daemons are made of, then each daemon; nothing points back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TREES = ("core", "vmstackctl", "vmstackd", "benchmarks", "tests", "tools")
+PRODUCT = ("core", "globald", "vmstackctl", "vmstackd")
+TREES = (*PRODUCT, "benchmarks", "tests", "tools")
 
 
 CORE = sorted(path for path in (ROOT / "core").rglob("*.py*") if path.suffix in {".py", ".pyi", ".pyx"})
@@ -103,11 +104,12 @@ def test_the_modules_are_found() -> None:
     ("source", "found"),
     [
         ("import a.b, c", {"a.b", "c"}),
-        ("from vmstackd import log", {"vmstackd.daemon.log"}),
+        ("from vmstackd.daemon import log", {"vmstackd.daemon.log"}),
         ("from vmstackd.daemon.log import info", {"vmstackd.daemon.log"}),
         ("from . import base", {"vmstackd.hypervisor.base"}),
         ("from .base import Record", {"vmstackd.hypervisor.base"}),
-        ("from ..log import info", {"vmstackd.daemon.log"}),
+        ("from ..host import Host", {"vmstackd.host"}),
+        ("from ..daemon.log import info", {"vmstackd.daemon.log"}),
         ("def f():\n    import libvirt", {"libvirt"}),
     ],
 )
@@ -145,7 +147,7 @@ def test_requests_replies_and_errors_see_only_the_core() -> None:
 
 
 def test_only_the_libvirt_hypervisor_imports_libvirt() -> None:
-    assert _meetings(("core", "vmstackd"), ("libvirt",), but=("vmstackd.hypervisor.libvirt",)) == []
+    assert _meetings(PRODUCT, ("libvirt",), but=("vmstackd.hypervisor.libvirt",)) == []
     assert "libvirt" in IMPORTS["vmstackd.hypervisor.libvirt"]
 
 
@@ -153,7 +155,7 @@ def test_the_operations_layer_can_be_used_where_libvirt_is_missing() -> None:
     code = (
         "import sys; sys.modules['libvirt'] = None\n"
         "import vmstackd.api.requests, vmstackd.api.replies, vmstackd.api.errors, vmstackd.__main__\n"
-        "import vmstackd.engine, vmstackd.transports.http, vmstackd.hypervisor.sim\n"
+        "import vmstackd.engine, vmstackd.transports.http, vmstackd.hypervisor.sim, globald.__main__\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
@@ -172,30 +174,55 @@ def test_hypervisors_and_topology_sources_do_not_know_who_uses_them() -> None:
 
 
 def test_nothing_imports_what_joins_the_parts_but_the_command_line() -> None:
-    joining = ("vmstackd.app", "vmstackd.__main__")
-    assert _meetings(("core", "vmstackd"), joining, but=("vmstackd.__main__",)) == []
+    for program in ("vmstackd", "globald"):
+        joining = (f"{program}.app", f"{program}.__main__")
+        assert _meetings(PRODUCT, joining, but=(f"{program}.__main__",)) == []
 
 
 def test_the_product_imports_neither_tests_nor_benchmarks_nor_tools() -> None:
-    assert _meetings(("core", "vmstackctl", "vmstackd"), ("tests", "benchmarks", "tools")) == []
+    assert _meetings(PRODUCT, ("tests", "benchmarks", "tools")) == []
+
+
+SHARED = ("core", "vmstackd.address", "vmstackd.api", "vmstackd.tls", "vmstackd.version", "vmstackd.wire")
+"""What both daemons and their clients know."""
+
+
+def test_what_both_daemons_are_made_of_knows_neither() -> None:
+    libraries = ("aiohttp", "msgspec", "prometheus_client")
+    assert _breaches(("vmstackd.daemon",), *SHARED, "vmstackd.daemon", *libraries) == []
+
+
+def test_the_daemon_of_a_cluster_sees_hosts_only_as_a_client_does() -> None:
+    libraries = ("aiohttp", "msgspec", "prometheus_client")
+    assert _breaches(("globald",), "globald", *SHARED, "vmstackd.client", "vmstackd.daemon", *libraries) == []
+
+
+def test_nothing_of_the_product_needs_the_daemon_of_a_cluster() -> None:
+    assert _meetings(("core", "vmstackctl", "vmstackd"), ("globald",)) == []
 
 
 def test_the_command_for_operators_sees_only_what_a_client_needs() -> None:
-    client = ("core", "vmstackd.api", "vmstackd.wire", "vmstackd.client", "vmstackd.version")
-    assert _breaches(("vmstackctl",), "vmstackctl", *client, "click", "msgspec", "rich") == []
-    assert _meetings(("core", "vmstackd"), ("vmstackctl",)) == []
+    libraries = ("click", "cryptography", "msgspec", "rich")
+    assert _breaches(("vmstackctl",), "vmstackctl", *SHARED, "vmstackd.client", *libraries) == []
+    assert _meetings(("core", "globald", "vmstackd"), ("vmstackctl",)) == []
 
 
 def test_a_client_needs_little_of_the_daemon() -> None:
-    assert (
-        _breaches(("vmstackd.client", "vmstackd.wire"), "core", "vmstackd.api", "vmstackd.wire", "msgpack", "msgspec")
-        == []
-    )
+    assert _breaches(("vmstackd.client", "vmstackd.wire"), *SHARED, "msgpack", "msgspec") == []
+
+
+def test_certificates_and_addresses_know_no_daemon() -> None:
+    files = ("vmstackd.address", "vmstackd.tls")
+    assert _breaches(files, *files, "vmstackd.api", "cryptography", "msgspec") == []
+
+
+def test_only_whoever_makes_or_reads_certificates_imports_their_library() -> None:
+    assert _meetings(PRODUCT, ("cryptography",), but=("vmstackctl.certificates", "vmstackd.tls")) == []
 
 
 def test_only_the_transport_for_the_bus_imports_its_library() -> None:
     importing = {name for name, others in IMPORTS.items() if any(_within(other, "sdbus") for other in others)}
-    assert {name for name in importing if _within(name, "core", "vmstackctl", "vmstackd")} <= BUS
+    assert {name for name in importing if _within(name, *PRODUCT)} <= BUS
     assert importing & BUS
 
 
@@ -207,7 +234,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     graph = {
         name: {other for other in others if other in IMPORTS and other != name}
         for name, others in IMPORTS.items()
-        if _within(name, "core", "vmstackctl", "vmstackd")
+        if _within(name, *PRODUCT)
     }
     while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
         graph = {name: others - leaves for name, others in graph.items() if name not in leaves}

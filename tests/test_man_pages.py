@@ -9,11 +9,14 @@ from pathlib import Path
 import click
 import pytest
 
+from globald.settings import TABLE as GLOBALD
 from tests.running import PATIENCE, ROOT
+from tests.vmstackctl.command import every_command
 from tools import man_pages
 from vmstackctl.commands import SHELLS, cli
 from vmstackctl.options import EXIT_CODES
-from vmstackd.settings import TABLE
+from vmstackd.daemon.table import Table
+from vmstackd.settings import TABLE as VMSTACKD
 
 GROFF = ("groff", "-ww", "-man", "-Tutf8", "-P-c", "-rLL=100n")
 
@@ -36,8 +39,8 @@ def shown(page: Path) -> str:
 
 
 def test_everything_is_written_once(made: Path) -> None:
-    names = {"vmstackctl.1", "vmstackd.8", "vmstackd.toml.5", *(f"vmstackctl.{shell}" for shell in SHELLS)}
-    assert {path.name for path in made.iterdir()} == names
+    pages = {"vmstackctl.1", "vmstackd.8", "vmstackd.toml.5", "globald.8", "globald.toml.5"}
+    assert {path.name for path in made.iterdir()} == pages | {f"vmstackctl.{shell}" for shell in SHELLS}
 
 
 @pytest.mark.parametrize("name", man_pages.PAGES)
@@ -74,21 +77,27 @@ def test_pages_have_the_usual_sections(made: Path, name: str) -> None:
 
 def test_each_command_option_and_exit_code_is_in_the_page(made: Path) -> None:
     text = (made / "vmstackctl.1").read_text()
-    for name, command in cli.commands.items():
-        assert re.search(rf"^\.SS {name}\b", text, re.MULTILINE)
+    commands = list(every_command(cli))
+    assert {("host", "add"), ("pki", "client"), ("status",)} <= {path for path, _ in commands}
+    for path, command in commands:
+        begin = text.index(f"\n.SS {' '.join(path)}")
+        section = text[begin : text.find("\n.S", begin + 1)]
         for option in command.params:
             if isinstance(option, click.Option) and not option.hidden:
-                assert man_pages.escaped(option.opts[0]) in text
+                assert man_pages.escaped(option.opts[0]) in section
     for code in EXIT_CODES:
         assert f"\n\\fB{code}\\fR\n" in text
 
 
-def test_each_setting_is_in_both_pages(made: Path) -> None:
-    keys, flags = (made / "vmstackd.toml.5").read_text(), (made / "vmstackd.8").read_text()
-    for row in TABLE.rows:
+@pytest.mark.parametrize("table", [VMSTACKD, GLOBALD], ids=lambda table: table.program)
+def test_each_setting_is_in_both_pages_of_its_daemon(made: Path, table: Table) -> None:
+    keys, flags = (made / f"{table.program}.toml.5").read_text(), (made / f"{table.program}.8").read_text()
+    assert keys.count("\n.TP\n") == len(table.rows)
+    for row in table.rows:
         assert f".TP\n\\fB{row.key}\\fR\n" in keys
-        assert man_pages.escaped(TABLE.variable(row)) in keys
+        assert man_pages.escaped(table.variable(row)) in keys
         assert f"\\fB{man_pages.escaped(row.flag)}\\fR" in flags
+    assert "TABLE" not in keys + flags
 
 
 def test_what_is_literal_is_shown_as_it_is_typed(made: Path) -> None:

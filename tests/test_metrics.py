@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from core.level import format_level
 from core.status import LevelStatus
-from tests.transports.endpoint import VM, endpoint
+from tests.faulty import OPERATOR, FaultySim, outsider
+from tests.running import SMALL_HOST, Daemon
+from tests.transports.endpoint import VM, Endpoint, endpoint, until
+from vmstackd.api import requests
 from vmstackd.api.replies import StatusReply
+from vmstackd.host import DRIFT
+from vmstackd.hypervisor.sim import SimHypervisor
+from vmstackd.metrics import Metrics
 
 NAME = re.compile(r"vmstack_[a-z][a-z0-9_]*")
 UNITS_TO_AVOID = ("_mib", "_mb", "_kb", "_gb", "_ms", "_milliseconds", "_minutes", "_percent", "_thousandths")
@@ -98,6 +106,10 @@ def test_the_figures_of_the_host_are_those_of_the_status(scraped: tuple[str, Sta
         "vmstack_memory_bytes": status.host.memory_mib * mib,
         "vmstack_memory_allocated_bytes": status.host.allocated_mib * mib,
         "vmstack_memory_free_bytes": status.host.free_mib * mib,
+        "vmstack_vms": 4,
+        "vmstack_starting_vms": 0,
+        "vmstack_problems": 0,
+        "vmstack_cordoned": 0,
         "vmstack_unplaced_vms": 0,
         "vmstack_stopped_vms": 0,
         "vmstack_hypervisor_up": 1,
@@ -124,7 +136,7 @@ def test_the_figures_of_each_level_are_those_of_the_status(scraped: tuple[str, S
 
 def test_requests_and_refusals_are_counted(scraped: tuple[str, StatusReply]) -> None:
     text, _ = scraped
-    assert _values(text, "vmstack_refusals_total", "resource") == {"cpu": 2.0, "memory": 1.0}
+    assert _values(text, "vmstack_refusals_total", "reason") == {"cpu": 2.0, "memory": 1.0, "cordoned": 0, "other": 0}
     counted = [
         (sample.labels, sample.value)
         for family in text_string_to_metric_families(text)
@@ -134,6 +146,91 @@ def test_requests_and_refusals_are_counted(scraped: tuple[str, StatusReply]) -> 
     assert ({"operation": "deploy", "outcome": "ok"}, 5.0) in counted
     assert ({"operation": "deploy", "outcome": "NoCapacity"}, 3.0) in counted
     assert ({"operation": "remove", "outcome": "ok"}, 1.0) in counted
+
+
+def _asked(test: Callable[[Endpoint], Awaitable[None]], hypervisor: SimHypervisor | None = None) -> None:
+    async def ask() -> None:
+        async with endpoint(hypervisor) as host:
+            await test(host)
+
+    asyncio.run(ask())
+
+
+def test_a_host_that_is_cordoned_says_so_and_counts_whom_it_turned_away() -> None:
+    async def test(host: Endpoint) -> None:
+        await host.engine.handle(requests.Cordon(reason="new disks"), OPERATOR, "test")
+        assert (await host.get(VM)).status == 503
+        text = (await host.get("/metrics")).text
+        assert _values(text, "vmstack_cordoned") == {"": 1}
+        assert _values(text, "vmstack_refusals_total", "reason")["cordoned"] == 1
+
+    _asked(test)
+
+
+def test_a_vm_that_is_about_to_run_is_counted_as_starting() -> None:
+    hypervisor = FaultySim()
+    created, counted = asyncio.Event(), asyncio.Event()
+
+    async def plan(operation: str, _name: str) -> None:
+        if operation == "create":
+            created.set()
+            await counted.wait()
+
+    hypervisor.plan = plan
+
+    async def test(host: Endpoint) -> None:
+        deploying = asyncio.create_task(host.get(VM))
+        await created.wait()
+        assert _values((await host.get("/metrics")).text, "vmstack_starting_vms") == {"": 1}
+        counted.set()
+        assert (await deploying).status == 200
+        assert _values((await host.get("/metrics")).text, "vmstack_starting_vms") == {"": 0}
+
+    _asked(test, hypervisor)
+
+
+def test_what_the_hypervisor_had_in_another_way_is_counted_by_kind() -> None:
+    hypervisor = SimHypervisor()
+
+    async def test(host: Endpoint) -> None:
+        assert set(_values((await host.get("/metrics")).text, "vmstack_drift_total", "kind")) == set(DRIFT)
+        hypervisor.put(outsider("stranger", 1, {3}))
+        hypervisor.put(outsider("giant", 64, {4}))
+        await until(lambda: host.engine.drift["adopted"] == 1 and host.engine.drift["unplaced"] == 1)
+        text = (await host.get("/metrics")).text
+        expected = dict.fromkeys(DRIFT, 0) | {"adopted": 1, "unplaced": 1}
+        assert _values(text, "vmstack_drift_total", "kind") == expected
+        assert _values(text, "vmstack_unplaced_vms") == _values(text, "vmstack_problems") == {"": 1}
+
+    _asked(test, hypervisor)
+
+
+def test_vms_have_series_only_when_that_is_switched_on() -> None:
+    on = [False]
+    metrics = Metrics(per_vm=lambda: on[0])
+
+    async def test(host: Endpoint) -> None:
+        assert (await host.get(VM)).status == 200
+        metrics.watch(host.engine)
+        assert "vmstack_vm_" not in metrics.text().decode()
+        on[0] = True
+        text = metrics.text().decode()
+        assert _values(text, "vmstack_vm_vcpus", "vm") == {"here": 2}
+        assert _values(text, "vmstack_vm_memory_bytes", "level") == {"2.0": 2 * 1024**3}
+
+    _asked(test)
+
+
+def test_the_daemon_has_series_for_vms_from_the_reload_on_that_switches_them_on(tmp_path: Path) -> None:
+    file = tmp_path / "vmstackd.toml"
+    file.write_text("metrics_per_vm = false\n")
+    with Daemon("--config", str(file), "--hypervisor", "sim:", "--topology", SMALL_HOST) as daemon:
+        assert daemon.get(VM).status == 200
+        assert "vmstack_vm_" not in daemon.get("/metrics").text
+        file.write_text("metrics_per_vm = true\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("reloaded changed=metrics_per_vm")
+        assert 'vmstack_vm_vcpus{level="2.0",vm="here"} 2.0' in daemon.get("/metrics").text
 
 
 def test_the_version_is_told(scraped: tuple[str, StatusReply]) -> None:

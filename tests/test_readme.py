@@ -38,13 +38,17 @@ TALKING = [step for step in steps() if URL in step.line or "/proc/" in step.line
 ALONE = [step for step in steps() if step not in (*TALKING, *ON_SERVER) and step.line not in NOT_RUN]
 
 
+APART = {"VMSTACKD_STATE_DIR": "none", "VMSTACKD_TCP_HOST": "none"}
+"""What keeps a daemon from what this machine has; a line that names something else wins."""
+
+
 def typed(line: str) -> subprocess.CompletedProcess[str]:
     """Run a line as typed into a shell (not as its argument, which pgrep -f would find)."""
     return subprocess.run(
         ["sh", "-s"],
         input=line + "\n",
         cwd=ROOT,
-        env=clean_environment(),
+        env=clean_environment(APART),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -112,7 +116,7 @@ def check_serves(line: str) -> None:
     """A daemon starts, says that it is ready, and ends when told to."""
     line = re.sub(r"--http-port \d+", "--http-port 0", line)
     with subprocess.Popen(
-        ["sh", "-c", f"exec {line}"], cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True
+        ["sh", "-c", f"exec {line}"], cwd=ROOT, env=clean_environment(APART), stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         said = []

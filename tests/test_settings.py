@@ -1,4 +1,4 @@
-"""Settings: which source wins, what each row allows, and how the rest is refused."""
+"""Settings of vmstackd: what each row allows, from each source, and how the rest is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.policy import POLICIES
-from vmstackd import settings as module
 from vmstackd.daemon.table import Setting, SettingsError
 from vmstackd.settings import TABLE, Settings, load_settings
 
@@ -47,7 +46,13 @@ def _whole(first: int, second: int, *bad: str) -> Sample:
     )
 
 
+def _file() -> Sample:
+    return _text("/etc/pki/vmstack.pem", "/a b/ü.pem", "vmstack.pem", "./a", "/")
+
+
 SAMPLES = {
+    "name": _text("h1", "rack-7_b.example.org", "a b", "a/b", "ü", "n" * 65),
+    "state_dir": _text("none", "/srv/a b", "", "state", "./state", "/"),
     "hypervisor": _text("sim:", "test:///default", "", "qemu", "//system", "qemu:///a b"),
     "topology": _text("synthetic:cores=4", "/etc/host.json", ""),
     "exclude_cpus": Sample(
@@ -80,12 +85,20 @@ SAMPLES = {
     ),
     "dbus": _text("none", "unix:path=/run/bus", "", "System", "/run/bus", "unix:path=/a b"),
     "socket": _text("none", "/run/other.sock", "", "run/x.sock", "unix:/run/x", "/"),
+    "tcp_host": _text("none", "::1", "", "a b", "tcp://a", "a/b"),
+    "tcp_port": _whole(0, 8197, "65536"),
+    "tls_ca": _file(),
+    "tls_certificate": _file(),
+    "tls_key": _file(),
     "http_host": _text("0.0.0.0", "::1", "", "a b", "http://a"),
     "http_port": _whole(0, 8100, "65536"),
     "http_names": Sample(
         (Good("a,b.example.org", '["a", "b.example.org"]', ("a", "b.example.org")), Good("c", '"c"', ("c",))),
         ("a b", "a/b", "ü", "*"),
         ("5", "[5]", "[[]]", "true", '["a b"]'),
+    ),
+    "metrics_per_vm": Sample(
+        (Good("yes", "true", True), Good("yes", '"yes"', True)), ("", "Yes", "true", "1"), ("0", "1", "[]", '"true"')
     ),
     "image_roots": Sample(
         (Good("/a,/b c", '["/a", "/b c"]', ("/a", "/b c")), Good("/", '"/"', ("/",))),
@@ -238,6 +251,8 @@ def test_the_env_file_that_the_prototype_ships_is_accepted(tmp_path: Path) -> No
         ("# fine\nSCL DELAY=1", "line 2: not of the form KEY=VALUE"),
         ("SCL_DELAYS=1", "line 1: SCL_DELAYS: there is no such setting"),
         ("VMSTACKD_CRITICAL=1", "line 1: VMSTACKD_CRITICAL: there is no such setting"),
+        ("VMSTACKD_TCP_PORT=none", "line 1: VMSTACKD_TCP_PORT: 'none' is not allowed"),
+        ("GLOBALD_TCP_PORT=1", "line 1: GLOBALD_TCP_PORT: there is no such setting"),
         ("VMSTACKD_WORKERS=0", "line 1: VMSTACKD_WORKERS: '0' is not allowed"),
     ],
 )
@@ -247,63 +262,6 @@ def test_an_env_file_is_refused_by_line(lines: str, told: str, tmp_path: Path) -
     with pytest.raises(SettingsError) as error:
         load_settings({}, {}, env_file, Path("/dev/null"))
     assert str(error.value).startswith(f"{env_file}: {told}")
-
-
-@pytest.mark.parametrize("source", ["config_file", "env_file"])
-@pytest.mark.parametrize(
-    ("kind", "told"),
-    [("missing", "No such file"), ("folder", "Is a directory"), ("binary", "not a "), ("below a file", "Not a dir")],
-)
-def test_files_that_cannot_be_read_are_refused(source: str, kind: str, told: str, tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "binary":
-        path.write_bytes(b"\x7fELF\x00\xff\xfe")
-    elif kind == "below a file":
-        path.touch()
-        path /= "below"
-    files = {"config_file": Path("/dev/null"), source: path}
-    with pytest.raises(SettingsError) as error:
-        load_settings({}, {}, **files)
-    assert str(error.value).startswith(f"{path}: ")
-    assert told in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("a = 1\nb =\n", "(at line 2, column 4)"),
-        ("workers = 1\nworkers = 2\n", "(at line 2"),
-        ("[section\n", "(at line 1"),
-        ("workers = " + "[" * 5000, "recursion"),
-        ("workers = " + "9" * 5000, "4300 digits"),
-        ("critical = 6", "critical: there is no such setting; known are critical_size, critical_sizes, "),
-        ("[http]\nport = 1", "http: there is no such setting"),
-        ('"" = 1', ": there is no such setting"),
-    ],
-)
-def test_a_toml_file_is_refused_by_line_or_key(text: str, told: str, tmp_path: Path) -> None:
-    config = tmp_path / "vmstackd.toml"
-    config.write_text(text, encoding="utf-8")
-    with pytest.raises(SettingsError) as error:
-        load_settings({}, {}, None, config)
-    assert str(error.value).startswith(f"{config}: ")
-    assert told in str(error.value)
-
-
-def test_the_default_file_may_be_missing_but_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    default = tmp_path / "vmstack" / "vmstackd.toml"
-    monkeypatch.setattr(module, "DEFAULT_FILE", default)
-    assert load_settings({}, {}).workers == 4
-    default.parent.mkdir()
-    assert load_settings({}, {}).workers == 4
-    default.write_text("workers = 7", encoding="utf-8")
-    assert load_settings({}, {}).workers == 7
-    default.unlink()
-    default.mkdir()
-    with pytest.raises(SettingsError, match="Is a directory"):
-        load_settings({}, {})
 
 
 def test_other_variables_of_the_environment_are_none_of_our_business() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -14,11 +16,16 @@ from pathlib import Path
 import pytest
 
 from tests.real import QEMU, missing_embedded, missing_qemu
-from tests.running import ROOT, Daemon
+from tests.running import ROOT, SMALL_HOST, Answer, Daemon, clean_environment
 from tools import hello_image, purge, run, state_dir
 from tools.state_dir import MARK, StateDir, StateDirError
 
 needs_embedded = pytest.mark.skipif(bool(missing_embedded()), reason=f"qemu:///embed: {missing_embedded()}")
+
+ANY_PORTS = ("--http-port", "0", "--tcp-port", "0", "--cluster-args=--http-port 0")
+"""Unless later options say which."""
+SIM = ("--hypervisor", "sim:", "--topology", SMALL_HOST)
+"""Where real VMs would add nothing."""
 
 
 class Runner(Daemon):
@@ -29,11 +36,46 @@ class Runner(Daemon):
 
     def __init__(self, directory: Path, *options: str) -> None:
         super().__init__(*options)
-        self.command = [sys.executable, "-m", "tools.run", str(directory), "--http-port", "0", *options]
+        self.command = run_command(directory, *options)
 
     def wait_ready(self) -> None:
         super().wait_ready()
         self.wait_for(r"Ready\. Ctrl-C")
+
+    @property
+    def cluster_url(self) -> str:
+        """Of globald's HTTP endpoint."""
+        return self.wait_for(r"(?m)^globald +\S+ info ready http=(\S+)")[1]
+
+    def get_from_cluster(self, path: str) -> Answer:
+        host, self.url = self.url, self.cluster_url
+        try:
+            return self.get(path)
+        finally:
+            self.url = host
+
+    def pid_of(self, program: str) -> int:
+        """Of one of its two daemons."""
+        for child in map(int, Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()):
+            if program.encode() in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+                return child
+        raise AssertionError(f"{program} does not run")
+
+
+def run_command(directory: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "tools.run", str(directory), *ANY_PORTS, *options]
+
+
+def run_until_it_ends(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        run_command(directory, *options),
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=Runner.patience,
+        check=False,
+    )
 
 
 def purged(directory: Path) -> subprocess.CompletedProcess[str]:
@@ -75,19 +117,14 @@ def state_path() -> Iterator[Path]:
 @needs_embedded
 def test_run_leaves_the_vms_running_and_finds_them_again_and_purge_ends_them(state_path: Path) -> None:
     with Runner(state_path) as runner:
-        assert f"curl '{runner.url}/deploy?name=hello&cpu=1&mem=0.125&oc=1.0&qcow2={state_path}/images/" in runner.log
+        call = f"curl '{runner.url}/deploy?name=hello&cpu=1&mem=0.125&oc=1.0&qcow2={state_path}/images/"
+        runner.wait_for(re.escape(call))
         image = state_path / "images" / "hello.qcow2"
         deployed = runner.get(f"/deploy?name=a&cpu=1&mem=0.125&oc=1.5&qcow2={image}").json
         assert deployed == {"success": True, "reason": None}
+        assert runner.get_from_cluster("/listvm").json == ["a"]
         assert stat.S_IMODE(state_path.stat().st_mode) == 0o700
-        second = subprocess.run(
-            [sys.executable, "-m", "tools.run", str(state_path), "--http-port", "0"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=Runner.patience,
-            check=False,
-        )
+        second = run_until_it_ends(state_path)
         assert (second.returncode, "is in use: vmstackd runs on it" in second.stderr) == (1, True)
         refused = purged(state_path)
         assert (refused.returncode, "is in use: vmstackd runs on it" in refused.stderr) == (1, True)
@@ -106,6 +143,77 @@ def test_run_leaves_the_vms_running_and_finds_them_again_and_purge_ends_them(sta
     done = purged(state_path)
     assert (done.returncode, "Ended 1 VM: b" in done.stderr) == (0, True)
     assert not qemus(state_path)
+    assert not state_path.exists()
+
+
+def test_run_starts_globald_with_this_host_and_one_signal_ends_both(state_path: Path) -> None:
+    with Runner(state_path, *SIM) as runner:
+        runner.wait_for(f"curl {runner.cluster_url}/status\n")
+        runner.wait_for(f"vmstackctl --address {state_path}/globald.sock hosts\n")
+        image = state_path / "images" / "hello.qcow2"
+        deployed = runner.get_from_cluster(f"/deploy?name=a&cpu=1&mem=1&oc=1.0&qcow2={image}").json
+        assert deployed["success"] is True
+        assert runner.get("/listvm").json == runner.get_from_cluster("/listvm").json == ["a"]
+        asked = subprocess.run(
+            [sys.executable, "-m", "vmstackctl", "--address", f"{state_path}/globald.sock", "list", "--output", "name"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=Runner.patience,
+            check=True,
+        )
+        assert asked.stdout == "a\n"
+        assert runner.stop(signal.SIGINT) == 0
+        names = {line.split()[0] for line in runner.log.splitlines() if re.search(r"^\S+ +\d{4}-", line)}
+        assert names == {"vmstackd", "globald"}
+        # In this order: globald would miss a host that ends before it does.
+        assert re.search(r"^globald .* stopping .*^vmstackd .* stopping ", runner.log, re.MULTILINE | re.DOTALL)
+        assert "host-down" not in runner.log
+
+
+@pytest.mark.parametrize(("killed", "other"), [("globald", "vmstackd"), ("vmstackd", "globald")])
+def test_the_end_of_one_daemon_is_the_end_of_both(state_path: Path, killed: str, other: str) -> None:
+    with Runner(state_path, *SIM) as runner:
+        left = runner.pid_of(other)
+        os.kill(runner.pid_of(killed), signal.SIGKILL)
+        assert runner.wait() == 128 + signal.SIGKILL
+        assert f"==> {killed} has ended by itself, its last line says why; {other} was ended with it\n" in runner.log
+        assert ("vmstackd was killed, any VMs of it keep running" in runner.log) == (killed == "vmstackd")
+        assert not Path(f"/proc/{left}").exists()
+
+
+def test_a_port_of_globald_that_is_in_use_is_named_and_where_to_choose_another(state_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupant:
+        port = occupant.getsockname()[1]
+        done = run_until_it_ends(state_path, *SIM, f"--cluster-args=--http-port {port}")
+    assert done.returncode == 1
+    assert re.search(rf"^globald .* error http-failed address=127\.0\.0\.1:{port} ", done.stderr, re.MULTILINE)
+    assert "goes into CLUSTER_ARGS" in done.stderr
+    assert "Ready." not in done.stderr
+
+
+def test_a_port_of_vmstackd_that_is_in_use_is_named(state_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupant:
+        port = occupant.getsockname()[1]
+        done = run_until_it_ends(state_path, *SIM, "--tcp-port", str(port))
+    assert done.returncode == 1
+    assert re.search(rf"^vmstackd .* error tcp-failed address=127\.0\.0\.1:{port} ", done.stderr, re.MULTILINE)
+    assert "vmstackd did not start; the line above says why" in done.stderr
+    assert "globald " not in done.stderr
+
+
+def test_without_a_tcp_port_there_is_a_host_and_no_cluster(state_path: Path) -> None:
+    with Runner(state_path, *SIM, "--tcp-host", "none") as runner:
+        assert "There is no cluster: vmstackd listens on no TCP port" in runner.log
+        assert runner.get("/listvm").json == []
+        assert runner.stop(signal.SIGINT) == 0
+
+
+def test_options_of_globald_that_no_shell_would_read_are_refused(
+    state_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([str(state_path), "--cluster-args", "--hosts 'a"]) == 2
+    assert capsys.readouterr().err == "==> CLUSTER_ARGS: No closing quotation\n"
     assert not state_path.exists()
 
 

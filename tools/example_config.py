@@ -1,25 +1,32 @@
-"""Prints the package's configuration file, each setting explained: python -m tools.example_config."""
+"""Writes the package's configuration files, each setting explained: python -m tools.example_config DIRECTORY."""
 
 from __future__ import annotations
 
 import sys
 import textwrap
+from pathlib import Path
 
 from core.cpuset import format_cpu_list
-from vmstackd.daemon.table import Setting
-from vmstackd.settings import TABLE
+from globald.settings import TABLE as GLOBALD
+from vmstackd.daemon.table import Setting, Table
+from vmstackd.settings import TABLE as VMSTACKD
 
-_HEAD = f"""\
-# Settings of vmstackd; see vmstackd.toml(5). What is commented out is the default.
-# Each can also be given in the environment ({TABLE.prefix}<KEY>) and as a flag, which win over this file.
-# Check:  vmstackd --check-config      Use:  systemctl reload vmstackd  (or restart, where it says so)
-# vmstackd.service sets VMSTACKD_REQUIRE_HYPERVISOR=no; systemctl edit vmstackd can change that.
+TABLES = (VMSTACKD, GLOBALD)
+_NOTES = {
+    "vmstackd": "# vmstackd.service sets VMSTACKD_REQUIRE_HYPERVISOR=no; systemctl edit vmstackd can change that.\n",
+    "globald": "# Hosts can also be named in files of hosts_dir: vmstackctl --cluster host add ADDRESS writes one.\n",
+}
+
+
+def example(table: Table) -> str:
+    """The file of one program, in TOML."""
+    program = table.program
+    head = f"""\
+# Settings of {program}; see {program}.toml(5). What is commented out is the default.
+# Each can also be given in the environment ({table.prefix}<KEY>) and as a flag, which win over this file.
+# Check:  {program} --check-config      Use:  systemctl reload {program}  (or restart, where it says so)
 """
-
-
-def example() -> str:
-    """The file, in TOML."""
-    return _HEAD + "".join(f"\n{_entry(row)}" for row in TABLE.rows)
+    return head + _NOTES[program] + "".join(f"\n{_entry(row)}" for row in table.rows)
 
 
 def _entry(row: Setting) -> str:
@@ -44,5 +51,14 @@ def _toml(row: Setting) -> str:
             return f'"{row.default}"'
 
 
+def write(directory: Path) -> None:
+    """All files, by the names that the programs look for."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for table in TABLES:
+        (directory / table.file.name).write_text(example(table), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(example())
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tools.example_config DIRECTORY")
+    write(Path(sys.argv[1]))

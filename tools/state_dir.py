@@ -46,6 +46,21 @@ class StateDir:
         return self.path / "vmstackd.sock"
 
     @property
+    def host(self) -> Path:
+        """What the daemon keeps: which host this is, and its cordon."""
+        return self.path / "host"
+
+    @property
+    def cluster_socket(self) -> Path:
+        """Where vmstackctl finds the daemon of the cluster."""
+        return self.path / "globald.sock"
+
+    @property
+    def hosts_dir(self) -> Path:
+        """The files that name further hosts of the cluster."""
+        return self.path / "hosts.d"
+
+    @property
     def libvirt(self) -> Path:
         """The root of libvirt's embedded driver."""
         return self.path / "libvirt"

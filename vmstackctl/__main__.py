@@ -25,21 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     import click  # noqa: PLC0415
 
-    from vmstackctl import commands, problems, terminal  # noqa: PLC0415
+    from vmstackctl import asking, commands, problems, terminal  # noqa: PLC0415
     from vmstackctl.options import Choices  # noqa: PLC0415
     from vmstackctl.values import printable  # noqa: PLC0415
     from vmstackd.api.errors import VmstackError  # noqa: PLC0415
 
+    choices = Choices()
     try:
         code = commands.cli.main(
             arguments,
-            prog_name=commands.PROGRAM,
+            prog_name=asking.PROGRAM,
             complete_var=commands.COMPLETION_VARIABLE,
             standalone_mode=False,
-            obj=Choices(),
+            obj=choices,
         )
     except VmstackError as error:
-        terminal.complain(problems.explain(error))
+        terminal.complain(problems.explain(error, program=choices.program, certified=choices.certified))
         return problems.exit_code(error)
     except click.Abort:
         return EXIT_INTERRUPTED

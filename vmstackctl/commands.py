@@ -5,32 +5,37 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from functools import partial
 
 import click
-import msgspec
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import get_completion_class
 
-from vmstackctl import lines, terminal
-from vmstackctl.options import ABSOLUTE_PATH, DEFAULT_ADDRESS, Choices, Group, Seconds, Typed
-from vmstackctl.problems import exit_code, explain
-from vmstackctl.values import parse_memory, parse_name, parse_ratio, printable
+from vmstackctl import cluster_commands, lines, terminal
+from vmstackctl.asking import (
+    PROGRAM,
+    answer,
+    ask,
+    chosen,
+    complete_vm,
+    connect,
+    drawn,
+    for_each,
+    host_option,
+    is_cluster,
+    look,
+    refuse_names,
+)
+from vmstackctl.defaults import server
+from vmstackctl.options import ABSOLUTE_PATH, Choices, Root, Seconds, Typed
+from vmstackctl.values import parse_memory, parse_name, parse_ratio
 from vmstackd.api import requests
-from vmstackd.api.errors import NotFound, VmstackError
+from vmstackd.api.errors import InvalidRequest
 from vmstackd.client import Client
 
-PROGRAM = "vmstackctl"
 COMPLETION_VARIABLE = "_VMSTACKCTL_COMPLETE"
-COMPLETION_TIMEOUT = 2.0
-"""Seconds that somebody who presses Tab may have to wait."""
-_PLAIN_SIGNS = frozenset("._+@-")
-
-_T = TypeVar("_T")
 
 NAME = Typed("name", parse_name)
-
-chosen = click.make_pass_decorator(Choices, ensure=True)
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -43,7 +48,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 @click.group(
     PROGRAM,
-    cls=Group,
+    cls=Root,
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     examples="""
@@ -52,140 +57,64 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     vmstackctl deploy web1 --vcpus 4 --memory 8G --level 2:1 --image /srv/images/web1.qcow2
     vmstackctl list --output json              for programs
     vmstackctl remove web1 web2
+    vmstackctl --cluster hosts                 the hosts of a cluster
     """,
-    help="See and change which VMs run on this host, and on which CPUs. Asks vmstackd.",
+    help="See and change which VMs run on a host or in a cluster, and on which CPUs. Asks vmstackd or globald.",
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, help="Show the version.", callback=_version)
 def cli() -> None:
     """What all commands have in common."""
 
 
-# Asking
-
-
-async def _connect(choices: Choices) -> Client:
-    return await Client.connect(choices.address or DEFAULT_ADDRESS, program=PROGRAM, timeout=choices.timeout)
-
-
-def _ask(choices: Choices, question: Callable[[Client], Awaitable[_T]]) -> _T:
-    """Connect, ask, hang up. Raises VmstackError."""
-
-    async def conversation() -> _T:
-        async with await _connect(choices) as client:
-            return await question(client)
-
-    return asyncio.run(conversation())
-
-
-def _for_each(choices: Choices, names: Sequence[str], do: Callable[[Client, str], Awaitable[None]]) -> None:
-    """Go on after a failure; end with the code of the first one."""
-
-    async def one_after_the_other(client: Client) -> int:
-        code = 0
-        for name in names:
-            try:
-                await do(client, name)
-            except VmstackError as error:
-                known = await _known(client, choices) if isinstance(error, NotFound) else ()
-                terminal.complain(explain(error, name, known))
-                code = code or exit_code(error)
-        return code
-
-    if code := _ask(choices, one_after_the_other):
-        raise click.exceptions.Exit(code)
-
-
-async def _known(client: Client, choices: Choices) -> Iterable[str]:
-    """Names for suggestions."""
-    try:
-        return [vm.name for vm in (await client.list(timeout=choices.timeout)).vms]
-    except VmstackError:
-        return ()
-
-
-# Answering
-
-
-def _refuse_names(choices: Choices) -> None:
-    if choices.output == "name":
-        raise click.UsageError(
-            "--output name is for list, describe, deploy and remove; here it may be table or json",
-            click.get_current_context(),
-        )
-
-
-def _look(choices: Choices) -> terminal.Look:
-    return terminal.look(choices.colour, os.environ)
-
-
-def _answer(choices: Choices, reply: msgspec.Struct, name: str, text: Callable[[], str]) -> None:
-    """In the format that was asked for. name: of the VM that it is about."""
-    match choices.output:
-        case "json":
-            terminal.write(f"{lines.json_line(reply)}\n")
-        case "name":
-            terminal.write(f"{printable(name)}\n")
-        case _:
-            terminal.write(text())
-
-
-# Completing
-
-
-def _complete_vm(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of VMs; none with signs that would mean something else to a shell."""
-    choices = ctx.ensure_object(Choices)
-    choices.timeout = min(choices.timeout, COMPLETION_TIMEOUT)
-    try:
-        vms = _ask(choices, lambda client: client.list(timeout=choices.timeout)).vms
-    except VmstackError:
-        return []
-    given = ctx.params.get("names") or ()
-    return [
-        CompletionItem(vm.name)
-        for vm in vms
-        if vm.name.startswith(incomplete) and vm.name not in given and _harmless(vm.name)
-    ]
-
-
-def _harmless(name: str) -> bool:
-    return name[0] != "-" and all(sign.isalnum() or sign in _PLAIN_SIGNS for sign in name)
-
-
 # The commands
 
 
 @cli.command(
-    short_help="Show the host at a glance.",
+    short_help="Show the host or the cluster at a glance.",
     examples="""
     vmstackctl status
+    vmstackctl --cluster status --host server1
     vmstackctl status --output json | jq .host.free_cpus
     """,
 )
+@host_option("Of a cluster: show this host.")
 @chosen
-def status(choices: Choices) -> None:
+def status(choices: Choices, host: str | None) -> None:
     """Show the host: its CPUs by socket, cache and core, in the colours of their levels; and what the levels hold.
 
     In the table, "needed" are the CPUs that the VMs of a level need, "fit now" the vCPUs that fit without another
     CPU, "fit on free CPUs" those that all free CPUs would add.
+
+    Of a cluster, show its hosts, and the sums of their levels.
     """
-    _refuse_names(choices)
+    refuse_names(choices)
+    request = requests.Status(host=host or "")
     if choices.output == "json":
-        reply = _ask(choices, lambda client: client.status(timeout=choices.timeout))
+        reply = ask(choices, lambda client: client.status(request, timeout=choices.timeout))
         terminal.write(f"{lines.json_line(reply)}\n")
         return
 
-    async def both(client: Client) -> str:
+    async def picture(client: Client) -> str:
+        if is_cluster(client) and not host:
+            return await _cluster_picture(client)
         from vmstackctl.cpu_map import CpuMap  # noqa: PLC0415  imports rich
 
         topology, figures = await asyncio.gather(
-            client.topology(timeout=choices.timeout), client.status(timeout=choices.timeout)
+            client.topology(requests.Topology(host=request.host), timeout=choices.timeout),
+            client.status(request, timeout=choices.timeout),
         )
-        look = _look(choices)
-        picture = CpuMap(topology, figures, host=client.hello.host, width=look.picture_width)
-        return terminal.drawn(picture, look)
+        how = look(choices)
+        return terminal.drawn(CpuMap(topology, figures, host=host or client.hello.host, width=how.picture_width), how)
 
-    terminal.write(_ask(choices, both))
+    async def _cluster_picture(client: Client) -> str:
+        from vmstackctl.host_tables import ClusterStatus  # noqa: PLC0415  imports rich
+
+        hosts, figures = await asyncio.gather(
+            client.hosts(timeout=choices.timeout), client.status(request, timeout=choices.timeout)
+        )
+        return drawn(choices, ClusterStatus(hosts, figures))
+
+    terminal.write(ask(choices, picture))
 
 
 @cli.command(
@@ -195,21 +124,25 @@ def status(choices: Choices) -> None:
     vmstackctl list
     vmstackctl list --output name              one name per line
     vmstackctl list --output json | jq '.vms[] | select(.level == 2000) | .name'
+    vmstackctl --cluster list --host server1
     """,
 )
+@host_option("Of a cluster: list the VMs of this host only.")
 @chosen
-def list_(choices: Choices) -> None:
-    """List the VMs, by level."""
-    reply = _ask(choices, lambda client: client.list(timeout=choices.timeout))
-    match choices.output:
-        case "json":
-            terminal.write(f"{lines.json_line(reply)}\n")
-        case "name":
-            terminal.write("".join(f"{printable(vm.name)}\n" for vm in reply.vms))
-        case _:
+def list_(choices: Choices, host: str | None) -> None:
+    """List the VMs, by level; of a cluster, by host."""
+
+    async def show(client: Client) -> None:
+        reply = await client.list(requests.List(host=host or ""), timeout=choices.timeout)
+
+        def text() -> str:
             from vmstackctl.tables import VmTable  # noqa: PLC0415  imports rich
 
-            terminal.write(terminal.drawn(VmTable(reply.vms), _look(choices)))
+            return drawn(choices, VmTable(reply.vms, hosts=is_cluster(client)))
+
+        answer(choices, reply, (vm.name for vm in reply.vms), text)
+
+    ask(choices, show)
 
 
 @cli.command(
@@ -219,22 +152,23 @@ def list_(choices: Choices) -> None:
     vmstackctl describe web1 web2 --output json
     """,
 )
-@click.argument("names", metavar="VM...", type=NAME, nargs=-1, required=True, shell_complete=_complete_vm)
+@click.argument("names", metavar="VM...", type=NAME, nargs=-1, required=True, shell_complete=complete_vm)
+@host_option("Of a cluster: the VM on this host, where several have one of this name.")
 @chosen
-def describe(choices: Choices, names: tuple[str, ...]) -> None:
+def describe(choices: Choices, names: tuple[str, ...], host: str | None) -> None:
     """Show all about one VM, or several."""
 
     async def show(client: Client, name: str) -> None:
-        vm = await client.describe(requests.Describe(name=name), timeout=choices.timeout)
+        vm = await client.describe(requests.Describe(name=name, host=host or ""), timeout=choices.timeout)
 
         def text() -> str:
             from vmstackctl.tables import VmDetails  # noqa: PLC0415  imports rich
 
-            return terminal.drawn(VmDetails(vm), _look(choices))
+            return drawn(choices, VmDetails(vm))
 
-        _answer(choices, vm, vm.name, text)
+        answer(choices, vm, (vm.name,), text)
 
-    _for_each(choices, names, show)
+    for_each(choices, names, show)
 
 
 def _size_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -254,19 +188,28 @@ def _size_options(command: Callable[..., None]) -> Callable[..., None]:
     examples="""
     vmstackctl deploy web1 --vcpus 4 --memory 8G --level 2:1 --image /srv/images/web1.qcow2
     vmstackctl deploy web1 --vcpus 4 --memory 512M --level 1 --image web1.qcow2 --dry-run
+    vmstackctl deploy web1 --vcpus 4 --memory 8G --level 2 --image /srv/web1.qcow2 --host server1
     """,
 )
 @click.argument("name", type=NAME)
 @_size_options
-@click.option("--image", metavar="PATH", type=ABSOLUTE_PATH, required=True, help="Disk image on the host.")
+@click.option("--image", metavar="PATH", type=ABSOLUTE_PATH, required=True, help="Disk image, as the host knows it.")
+@host_option("Of a cluster: on this host, and on no other.")
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 @chosen
-def deploy(choices: Choices, name: str, vcpus: int, memory: int, level: int, image: str, *, dry_run: bool) -> None:
-    """Place and start a VM. Without capacity the exit code is 4, and the numbers say what is missing."""
-    request = requests.Deploy(name=name, vcpus=vcpus, memory_mib=memory, level=level, image=image, dry_run=dry_run)
+def deploy(
+    choices: Choices, name: str, vcpus: int, memory: int, level: int, image: str, host: str | None, *, dry_run: bool
+) -> None:
+    """Place and start a VM; in a cluster, on the host where it fits best.
+
+    Without capacity the exit code is 4, and the numbers say what is missing.
+    """
+    request = requests.Deploy(
+        name=name, vcpus=vcpus, memory_mib=memory, level=level, image=image, dry_run=dry_run, host=host or ""
+    )
     requests.check(request)
-    reply = _ask(choices, lambda client: client.deploy(request, timeout=choices.timeout))
-    _answer(choices, reply, reply.name, lambda: f"{lines.deployed(reply)}\n")
+    reply = ask(choices, lambda client: client.deploy(request, timeout=choices.timeout))
+    answer(choices, reply, (reply.name,), lambda: f"{lines.deployed(reply)}\n")
 
 
 @cli.command(
@@ -277,20 +220,22 @@ def deploy(choices: Choices, name: str, vcpus: int, memory: int, level: int, ima
     vmstackctl list --output name | xargs -d '\\n' vmstackctl remove
     """,
 )
-@click.argument("names", metavar="VM...", type=NAME, nargs=-1, required=True, shell_complete=_complete_vm)
+@click.argument("names", metavar="VM...", type=NAME, nargs=-1, required=True, shell_complete=complete_vm)
+@host_option("Of a cluster: the VM on this host, where several have one of this name.")
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 @chosen
-def remove(choices: Choices, names: tuple[str, ...], *, dry_run: bool) -> None:
+def remove(choices: Choices, names: tuple[str, ...], host: str | None, *, dry_run: bool) -> None:
     """Stop VMs and give their CPUs back, without asking again. Their disk images stay.
 
     If one cannot be removed, the others are all the same; the exit code is that of the first failure.
     """
 
     async def stop(client: Client, name: str) -> None:
-        reply = await client.remove(requests.Remove(name=name, dry_run=dry_run), timeout=choices.timeout)
-        _answer(choices, reply, reply.name, lambda: f"{lines.removed(reply)}\n")
+        request = requests.Remove(name=name, dry_run=dry_run, host=host or "")
+        reply = await client.remove(request, timeout=choices.timeout)
+        answer(choices, reply, (reply.name,), lambda: f"{lines.removed(reply)}\n")
 
-    _for_each(choices, names, stop)
+    for_each(choices, names, stop)
 
 
 @cli.command(
@@ -300,35 +245,57 @@ def remove(choices: Choices, names: tuple[str, ...], *, dry_run: bool) -> None:
     """,
 )
 @_size_options
+@host_option("Of a cluster: on this host.")
 @chosen
-def progress(choices: Choices, vcpus: int, memory: int, level: int) -> None:
-    """Tell how well a VM would fit: how much nearer it would bring memory per CPU to the hardware's."""
-    _refuse_names(choices)
-    request = requests.Progress(vcpus=vcpus, memory_mib=memory, level=level)
+def progress(choices: Choices, vcpus: int, memory: int, level: int, host: str | None) -> None:
+    """Tell how well a VM would fit: how much nearer it would bring memory per CPU to the hardware's.
+
+    Of a cluster, tell it for each host, the best one first.
+    """
+    refuse_names(choices)
+    request = requests.Progress(vcpus=vcpus, memory_mib=memory, level=level, host=host or "")
     requests.check(request)
-    reply = _ask(choices, lambda client: client.progress(request, timeout=choices.timeout))
-    _answer(choices, reply, "", lambda: f"{lines.progress(reply)}\n")
+    reply = ask(choices, lambda client: client.progress(request, timeout=choices.timeout))
+
+    def text() -> str:
+        if not reply.hosts:
+            return f"{lines.progress(reply)}\n"
+        from vmstackctl.host_tables import ProgressTable  # noqa: PLC0415  imports rich
+
+        return drawn(choices, ProgressTable(reply))
+
+    answer(choices, reply, (), text)
 
 
 @cli.command(
-    short_help="Show the host's CPUs and what they share.",
+    short_help="Show a host's CPUs and what they share.",
     examples="""
     vmstackctl topology
+    vmstackctl --cluster topology --host server1
     vmstackctl topology --output json | jq '.cpus[] | select(.use == "free").id'
     """,
 )
+@host_option("Of a cluster: which host.")
 @chosen
-def topology(choices: Choices) -> None:
-    """Show the host's CPUs by socket, NUMA node and cache, and the distances between the nodes."""
-    _refuse_names(choices)
-    reply = _ask(choices, lambda client: client.topology(timeout=choices.timeout))
+def topology(choices: Choices, host: str | None) -> None:
+    """Show a host's CPUs by socket, NUMA node and cache, and the distances between the nodes."""
+    refuse_names(choices)
 
-    def text() -> str:
-        from vmstackctl.tables import TopologyTables  # noqa: PLC0415  imports rich
+    async def show(client: Client) -> None:
+        if is_cluster(client) and not host:
+            raise InvalidRequest(
+                "topology is that of one host: add --host HOST; vmstackctl hosts shows their names", field="host"
+            )
+        reply = await client.topology(requests.Topology(host=host or ""), timeout=choices.timeout)
 
-        return terminal.drawn(TopologyTables(reply), _look(choices))
+        def text() -> str:
+            from vmstackctl.tables import TopologyTables  # noqa: PLC0415  imports rich
 
-    _answer(choices, reply, "", text)
+            return drawn(choices, TopologyTables(reply))
+
+        answer(choices, reply, (), text)
+
+    ask(choices, show)
 
 
 @cli.command(
@@ -349,14 +316,14 @@ def topology(choices: Choices) -> None:
 )
 @chosen
 def watch(choices: Choices, interval: float) -> None:
-    """Show the status live, and the newest events, until q or Ctrl-C. Goes on when vmstackd is restarted.
+    """Show the status live, and the newest events, until q or Ctrl-C. Goes on when the daemon is restarted.
 
     Without a terminal, print a line whenever something has changed.
     """
-    _refuse_names(choices)
+    refuse_names(choices)
     from vmstackctl.following import Following, status_lines  # noqa: PLC0415  only needed here and in events
 
-    following = Following(choices.address or DEFAULT_ADDRESS, PROGRAM, choices.timeout)
+    following = Following(partial(connect, choices, server(choices)), choices.timeout)
     full_screen = choices.output == "table" and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     if full_screen:
         from vmstackctl.watch import watch as watch_screen  # noqa: PLC0415  imports rich
@@ -375,11 +342,11 @@ def watch(choices: Choices, interval: float) -> None:
 )
 @chosen
 def events(choices: Choices) -> None:
-    """Print a line per event, from now on, until Ctrl-C. Goes on when vmstackd is restarted, and says so."""
-    _refuse_names(choices)
+    """Print a line per event, from now on, until Ctrl-C. Goes on when the daemon is restarted, and says so."""
+    refuse_names(choices)
     from vmstackctl.following import Following, event_lines  # noqa: PLC0415  only needed here and in watch
 
-    following = Following(choices.address or DEFAULT_ADDRESS, PROGRAM, choices.timeout)
+    following = Following(partial(connect, choices, server(choices)), choices.timeout)
     _follow(event_lines(following, as_json=choices.output == "json"))
 
 
@@ -392,11 +359,23 @@ def _follow(work: Coroutine[None, None, int]) -> None:
     raise click.exceptions.Exit(code)
 
 
+for _command in cluster_commands.COMMANDS:
+    cli.add_command(_command)
+
+
+def _pki() -> click.Command:
+    from vmstackctl.pki import pki  # noqa: PLC0415  rarely needed
+
+    return pki
+
+
+cli.late["pki"] = _pki
+
 SHELLS = ("bash", "zsh", "fish")
 
 
 @cli.command(
-    short_help="Make a shell complete commands and VM names.",
+    short_help="Make a shell complete commands and names.",
     examples="""
     eval "$(vmstackctl completion bash)"       in ~/.bashrc
     vmstackctl completion fish > ~/.config/fish/completions/vmstackctl.fish
@@ -404,7 +383,7 @@ SHELLS = ("bash", "zsh", "fish")
 )
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print what makes a shell complete commands, options and the names of VMs."""
+    """Print what makes a shell complete commands, options and the names of VMs and hosts."""
     terminal.write(completion_script(shell))
 
 

@@ -16,7 +16,7 @@ from core.cpuset import format_cpu_list
 from core.level import UNIT, LevelError, format_level, parse_level
 from core.status import LevelStatus
 from core.topology import NO_CACHE
-from vmstackctl.values import MIB_PER_GIB, memory, number, printable, ratio
+from vmstackctl.values import gib, memory, number, printable, ratio
 from vmstackd.api.replies import CpuReply, StatusReply, TopologyReply
 
 _COLOURS = ("green", "yellow", "magenta", "cyan", "blue", "red")
@@ -107,6 +107,9 @@ def _title(topology: TopologyReply, status: StatusReply, host: str) -> Text:
     text = Text.assemble((names, "bold"), f"  {len(topology.cpus)} CPUs, {memory(topology.memory_mib)}, ")
     text.append(f"{status.host.vms} VM{'' if status.host.vms == 1 else 's'}, hypervisor ")
     text.append(printable(status.hypervisor), "green" if status.hypervisor == "up" else "bold red")
+    if status.cordoned:
+        why = f": {printable(status.cordon_reason)}" if status.cordon_reason else ""
+        text.append(f"\ncordoned{why}; it gets no new VMs", "yellow")
     for problem in status.degraded:
         text.append("\n! ", "bold red")
         text.append(printable(problem), "red")
@@ -124,22 +127,18 @@ def _bars(
     cpus = f"{total - free} of {total} taken, {free} free"
     if unused := topology.host_cpus - total:
         cpus += f" ({unused} more not for VMs)"
-    sold = f"{_gib(host.allocated_mib)} of {_gib(host.memory_mib)} GiB sold, {_gib(host.free_mib)} GiB free"
-    bar = max(8, min(_LONGEST_BAR, width - len("memory") - 2 * _GAP - max(len(cpus), len(sold))))
+    sold = f"{gib(host.allocated_mib)} of {gib(host.memory_mib)} GiB sold, {gib(host.free_mib)} GiB free"
+    columns = max(8, min(_LONGEST_BAR, width - len("memory") - 2 * _GAP - max(len(cpus), len(sold))))
     levels = sorted(counts, key=lambda use: list(look).index(use))
     pieces = [(counts[use] / total if total else 0, look[use].colour) for use in levels]
     share = host.allocated_mib / host.memory_mib if host.memory_mib else 0
     table = Table.grid(padding=(0, _GAP, 0, 0))
-    table.add_row("CPUs", _bar(pieces, bar, ascii_only=ascii_only), cpus)
-    table.add_row("memory", _bar([(share, "bold")], bar, ascii_only=ascii_only), sold)
+    table.add_row("CPUs", bar(pieces, columns, ascii_only=ascii_only), cpus)
+    table.add_row("memory", bar([(share, "bold")], columns, ascii_only=ascii_only), sold)
     return table
 
 
-def _gib(mib: int) -> str:
-    return f"{mib / MIB_PER_GIB:.1f}".removesuffix(".0")
-
-
-def _bar(pieces: Iterable[tuple[float, str]], width: int, *, ascii_only: bool) -> Text:
+def bar(pieces: Iterable[tuple[float, str]], width: int, *, ascii_only: bool) -> Text:
     """A bar of so many shares of the whole, each with its style; the rest is empty."""
     taken, rest = ("=", "-") if ascii_only else ("━", "─")
     text = Text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from vmstackctl import lines, terminal
 from vmstackctl.lines import Connected, Disconnected
@@ -22,11 +22,11 @@ class Following:
 
     client: Client | None = None
 
-    def __init__(self, address: str, program: str, timeout: float) -> None:
-        """timeout: seconds for each attempt to connect."""
-        self._address = address
-        self._program = program
+    def __init__(self, connect: Callable[[], Awaitable[Client]], timeout: float) -> None:
+        """connect: one attempt. timeout: seconds for whatever the client is asked."""
+        self._connect = connect
         self.timeout = timeout
+        self._program = ""
         self._been_there = False
         self._away = False
 
@@ -34,11 +34,12 @@ class Following:
         """Pushes, and between them that the daemon went away and came back."""
         while True:
             try:
-                async with await Client.connect(self._address, program=self._program, timeout=self.timeout) as client:
+                async with await self._connect() as client:
                     self.client = client
+                    self._program = client.hello.program
                     async for push in client.subscribe():
                         if self._away and isinstance(push, StatusReply):
-                            yield Connected(time=time.time(), vms=push.host.vms)
+                            yield Connected(time=time.time(), vms=push.host.vms, program=self._program)
                             self._away = False
                         self._been_there = True
                         yield push
@@ -47,7 +48,8 @@ class Following:
                     raise
                 if not self._away:
                     self._away = True
-                    yield Disconnected(time=time.time(), reason=error.message.partition(";")[0])
+                    reason = error.message.partition(";")[0]
+                    yield Disconnected(time=time.time(), reason=reason, program=self._program)
             finally:
                 self.client = None
             await asyncio.sleep(RETRY_S)

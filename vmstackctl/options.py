@@ -11,22 +11,29 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from vmstackctl.values import parse_address
+from vmstackctl.values import parse_address, parse_host
 
 DEFAULT_ADDRESS = "unix:/run/vmstack/vmstackd.sock"
+CLUSTER_ADDRESS = "unix:/run/vmstack/globald.sock"
 DEFAULT_TIMEOUT = 30.0
 LONGEST_TIMEOUT = 3600
 ADDRESS_VARIABLE = "VMSTACKCTL_ADDRESS"
+TLS_VARIABLES = {
+    "tls_ca": "VMSTACKCTL_TLS_CA",
+    "tls_cert": "VMSTACKCTL_TLS_CERT",
+    "tls_key": "VMSTACKCTL_TLS_KEY",
+}
+"""By name of the option, which is that of the key in vmstackctl.toml too."""
 FORMATS = ("table", "json", "name")
 
 EXIT_CODES = {
     0: "done",
     1: "failed",
     2: "wrong usage, or a request that makes no sense",
-    3: "there is no such VM",
+    3: "there is no such VM or host",
     4: "no capacity",
     5: "denied",
-    6: "vmstackd or its hypervisor is not available, or did not answer in time",
+    6: "a daemon or its hypervisor is not available, or did not answer in time",
     130: "interrupted with Ctrl-C (watch and events end with 0 then)",
 }
 
@@ -37,16 +44,28 @@ class Choices:
     """The options that concern all commands."""
 
     def __init__(self) -> None:
-        self.address = ""
+        self.address = self.address_in_environment = ""
+        self.cluster = False
+        self.tls: dict[str, str] = {}
         self.timeout = DEFAULT_TIMEOUT
         self.output = FORMATS[0]
         self.colour = "auto"
+        self.program = ""
+        """Which daemon is asked, as far as is known: "vmstackd", "globald" or empty."""
+        self.certified = False
+        """Whether a certificate introduces us to it."""
 
     def take(self, name: str, value: Any, *, typed: bool) -> None:  # noqa: ANN401  as the option's type has it
         """An option; one that was not typed, but found in the environment, does not replace one that was."""
         match name:
-            case "socket" | "address" if typed or not self.address:
+            case "socket" | "address" if typed:
                 self.address = value
+            case "address":
+                self.address_in_environment = value
+            case "cluster":
+                self.cluster = True
+            case "tls_ca" | "tls_cert" | "tls_key" if typed or name not in self.tls:
+                self.tls[name] = value
             case "timeout":
                 self.timeout = value
             case "output":
@@ -82,6 +101,7 @@ class _Path(click.Path):
 
 
 ABSOLUTE_PATH = _Path()
+HOST = Typed("host", parse_host)
 
 
 class Seconds(click.FloatRange):
@@ -101,6 +121,13 @@ def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # no
         ctx.ensure_object(Choices).take(param.name or "", value, typed=source is ParameterSource.COMMANDLINE)
 
 
+_TLS_HELP = {
+    "tls_ca": "Certificate of the cluster's authority, for HOST:PORT.",
+    "tls_cert": "Our certificate, signed by it.",
+    "tls_key": "The key of our certificate.",
+}
+
+
 def _shared(*, everywhere: bool) -> list[click.Parameter]:
     """The options for all commands. everywhere: as they stand after a command, where the help is silent about them."""
 
@@ -108,14 +135,27 @@ def _shared(*, everywhere: bool) -> list[click.Parameter]:
         return click.Option([name], expose_value=False, callback=_note, hidden=everywhere, **attributes)
 
     return [
-        option("--socket", metavar="PATH", type=ABSOLUTE_PATH, help="Socket of vmstackd. The same as --address PATH."),
+        option("--cluster", is_flag=True, help=f"Ask globald, at {CLUSTER_ADDRESS}."),
+        option("--socket", metavar="PATH", type=ABSOLUTE_PATH, help="Socket of a daemon. The same as --address PATH."),
         option(
             "--address",
             metavar="ADDRESS",
             type=Typed("address", parse_address),
             envvar=None if everywhere else ADDRESS_VARIABLE,
             show_envvar=True,
-            help=f"Where vmstackd is: unix:/PATH or /PATH.  [default: {DEFAULT_ADDRESS}]",
+            help="Where vmstackd or globald is: unix:/PATH, /PATH or HOST:PORT.  "
+            f"[default: that of vmstackctl.toml, else {DEFAULT_ADDRESS}]",
+        ),
+        *(
+            option(
+                f"--{name.replace('_', '-')}",
+                metavar="FILE",
+                type=ABSOLUTE_PATH,
+                envvar=None if everywhere else variable,
+                show_envvar=True,
+                help=_TLS_HELP[name],
+            )
+            for name, variable in TLS_VARIABLES.items()
         ),
         option(
             "--timeout",
@@ -126,8 +166,7 @@ def _shared(*, everywhere: bool) -> list[click.Parameter]:
         option(
             "--output",
             type=click.Choice(FORMATS),
-            help="table: for people; json: one object per reply and line; name: one VM name per line.  "
-            "[default: table]",
+            help="table: for people; json: one object per reply and line; name: one name per line.  [default: table]",
         ),
         option(
             "--color",
@@ -156,11 +195,12 @@ class _Examples(click.Command):
 
 
 class Command(_Examples):
-    """One command. The options for all commands may stand after it, too."""
+    """One command. The options for all commands may stand after it, too, but for those that it has itself."""
 
     def __init__(self, *arguments: Any, **attributes: Any) -> None:  # noqa: ANN401  click's
         super().__init__(*arguments, **attributes)
-        self.params += _shared(everywhere=True)
+        own = {option for param in self.params for option in param.opts}
+        self.params += [option for option in _shared(everywhere=True) if not own & {*option.opts}]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's
         formatter.write_paragraph()
@@ -168,16 +208,36 @@ class Command(_Examples):
 
 
 class Group(_Examples, click.Group):
-    """All commands, in the order in which they are defined."""
+    """Commands within a command, in the order in which they are defined."""
 
     command_class = Command
+    everywhere = True
+    """Whether the options for all commands may stand after it, rather than being explained there."""
 
     def __init__(self, *arguments: Any, **attributes: Any) -> None:  # noqa: ANN401  click's
         super().__init__(*arguments, **attributes)
-        self.params += _shared(everywhere=False)
+        self.params += _shared(everywhere=self.everywhere)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's
         return list(self.commands)
+
+
+class Root(Group):
+    """All commands. late: those that are imported when somebody asks for them, after all others."""
+
+    everywhere = False
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:  # noqa: ANN401  click's
+        super().__init__(*arguments, **attributes)
+        self.late: dict[str, Callable[[], click.Command]] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *self.late]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """As click asks for."""
+        late = self.late.get(cmd_name)
+        return late() if late else super().get_command(ctx, cmd_name)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's
         with formatter.section("Exit codes"):

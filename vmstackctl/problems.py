@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 import click
 
+from vmstackctl.defaults import GLOBALD, VMSTACKD, DefaultsError
 from vmstackctl.values import printable
 from vmstackd.api.errors import (
     AlreadyExists,
+    Cordoned,
     DeadlineExceeded,
     Denied,
     HypervisorFailed,
     Internal,
     InvalidRequest,
+    NoCapacity,
     NotFound,
     Unavailable,
     VmstackError,
@@ -28,11 +32,33 @@ _NEXT: dict[type[VmstackError], str] = {
     AlreadyExists: "choose another name, or see vmstackctl list",
     HypervisorFailed: "journalctl -u vmstackd says more",
     Unavailable: "try again in a moment; systemctl status vmstackd says more",
+    Cordoned: "vmstackctl uncordon lets it have new VMs again",
     DeadlineExceeded: "a change that has begun goes on: look with vmstackctl list, or give a longer --timeout",
     Internal: "journalctl -u vmstackd says more",
 }
-_OPTIONS = {"name": "NAME", "vcpus": "--vcpus", "memory_mib": "--memory", "level": "--level", "image": "--image"}
+_NEXT_OF_CLUSTER: dict[type[VmstackError], str] = {
+    **_NEXT,
+    NotFound: "vmstackctl list shows the VMs of the cluster",
+    Internal: "journalctl -u globald says more",
+    NoCapacity: "vmstackctl hosts shows what is free",
+    HypervisorFailed: "journalctl -u vmstackd on that host says more",
+    Unavailable: "try again in a moment; vmstackctl hosts shows which hosts are up",
+    Cordoned: "vmstackctl uncordon HOST lets it have new VMs again",
+}
+_OPTIONS = {
+    "name": "NAME",
+    "vcpus": "--vcpus",
+    "memory_mib": "--memory",
+    "level": "--level",
+    "image": "--image",
+    "address": "ADDRESS",
+    "host": "HOST",
+    "reason": "--reason",
+}
 """How a field of a request is called on the command line."""
+_HINTS = ("is {} running?", "systemctl status {}", "journalctl -u {}", "is it {}?")
+"""What messages of the client say of the program."""
+_ROLE = "the role in our certificate decides: vmstackctl pki client --help shows how to make one for an operator"
 _NEITHER_GROUP = (
     "reading is for group vmstack, changes are for group vmstack-admin: "
     "sudo usermod -aG vmstack $USER and log in anew, or use sudo"
@@ -48,26 +74,51 @@ def _locked(error: VmstackError) -> bool:
     return isinstance(error.__cause__, PermissionError)
 
 
-def explain(error: VmstackError, subject: str = "", known: Iterable[str] = ()) -> str:
-    """One line. subject: the VM that it is about, where the message may not say so; known: names that do exist."""
-    message = printable(error.message)
+def explain(
+    error: VmstackError,
+    subject: str = "",
+    known: Iterable[str] = (),
+    *,
+    program: str = VMSTACKD,
+    certified: bool = False,
+) -> str:
+    """One line. subject: the VM that it is about, where the message may not say so; known: names that do exist.
+
+    program: that was asked. certified: by somebody whom a certificate introduces.
+    """
+    message = _told_by(program, printable(error.message))
     if isinstance(error, InvalidRequest):
         field = str(error.details.get("field", ""))
         if field in _OPTIONS and message.startswith(f"{field}:"):
             message = _OPTIONS[field] + message.removeprefix(field)
+        if field == "host":
+            message = re.sub(r"\bwith host$", "with --host", message)
     if subject and printable(subject) not in message:
         message = f"{printable(subject)}: {message}"
     if _locked(error):
         return f"{message.partition(': ')[0]}: permission denied; {_NEITHER_GROUP}"
-    if isinstance(error, NotFound) and (close := difflib.get_close_matches(subject, sorted(known), n=3)):
-        return f"{message}; did you mean {' or '.join(printable(name) for name in close)}?"
     # Many messages end with what to do already, after a semicolon.
-    step = _NEXT.get(type(error), "")
-    return message if "; " in message or not step else f"{message}; {step}"
+    if "; " in message:
+        return message
+    if isinstance(error, NotFound) and (close := difflib.get_close_matches(subject, sorted({*known}), n=3)):
+        return f"{message}; did you mean {' or '.join(printable(name) for name in close)}?"
+    if certified and isinstance(error, Denied):
+        return f"{message}; {_ROLE}"
+    step = (_NEXT_OF_CLUSTER if program == GLOBALD else _NEXT).get(type(error), "")
+    return f"{message}; {step}" if step else message
+
+
+def _told_by(program: str, message: str) -> str:
+    """The client does not know yet whom it was about to reach."""
+    for hint in _HINTS if program == GLOBALD else ():
+        message = message.replace(hint.format(VMSTACKD), hint.format(GLOBALD))
+    return message
 
 
 def explain_usage(error: click.ClickException) -> str:
     """One line for what click found wrong with the command line."""
+    if isinstance(error, DefaultsError):
+        return error.message
     message = " ".join(printable(part.strip()) for part in error.format_message().splitlines()).rstrip(".")
     message = message[:1].lower() + message[1:]
     context = getattr(error, "ctx", None)

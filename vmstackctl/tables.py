@@ -21,7 +21,8 @@ _MOST_NODES = 16
 """Whose distances fit into 80 columns."""
 
 
-def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+def new_table(*columns: str, right: Iterable[str] = ()) -> Table:
+    """One whose columns may be shortened, unless no_wrap is set."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         # Cells do not wrap, but rich may only make a column narrower that could.
@@ -29,46 +30,49 @@ def _table(*columns: str, right: Iterable[str] = ()) -> Table:
     return table
 
 
-def _cell(text: str, style: str = "") -> Text:
+def cell(text: str, style: str = "") -> Text:
+    """A text that takes one line, however short it must become."""
     return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
 class VmTable:
-    """VMs, one a line; in a wide place with their images."""
+    """VMs, one a line; of a cluster with their hosts, in a wide place with their images."""
 
-    def __init__(self, vms: Sequence[VmReply]) -> None:
+    def __init__(self, vms: Sequence[VmReply], *, hosts: bool = False) -> None:
         self._vms = vms
+        self._hosts = hosts
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         """As rich asks for."""
         wide = options.max_width >= WIDE
-        table = _table(
-            *("NAME", "LEVEL", "VCPUS", "MEMORY", "STATE", "CPUS"),
-            *(("IMAGE",) if wide else ()),
-            right=("LEVEL", "VCPUS", "MEMORY"),
-        )
-        for column in table.columns[1:5]:
+        names = ("NAME", "HOST") if self._hosts else ("NAME",)
+        rest = ("LEVEL", "VCPUS", "MEMORY", "STATE", "CPUS")
+        table = new_table(*names, *rest, *(("IMAGE",) if wide else ()), right=("LEVEL", "VCPUS", "MEMORY"))
+        for column in table.columns[len(names) : len(names) + 4]:
             column.no_wrap = True
         for vm in self._vms:
-            cells = [
-                _cell(printable(vm.name), "bold"),
-                _cell(ratio(vm.level)),
-                _cell(str(vm.vcpus)),
-                _cell(memory(vm.memory_mib)),
-                _state(vm),
-                _cpus(vm),
-            ]
-            table.add_row(*cells, *([_cell(printable(vm.image), "dim")] if wide else ()))
+            cells = [cell(printable(vm.name), "bold"), *((cell(printable(vm.host)),) if self._hosts else ())]
+            if is_known(vm):
+                cells += [cell(ratio(vm.level)), cell(str(vm.vcpus)), cell(memory(vm.memory_mib))]
+            else:
+                cells += [cell("-", "dim")] * 3
+            cells += [_state(vm), _cpus(vm)]
+            table.add_row(*cells, *([cell(printable(vm.image), "dim")] if wide else ()))
         yield table
 
 
+def is_known(vm: VmReply) -> bool:
+    """Whether more is known of it than its name and host, because the host answers."""
+    return vm.state != "unknown"
+
+
 def _state(vm: VmReply) -> Text:
-    return _cell(printable(vm.state), _STATES.get(vm.state, "red"))
+    return cell(printable(vm.state), _STATES.get(vm.state, "red"))
 
 
 def _cpus(vm: VmReply) -> Text:
     """Where it is to run; before that, where it runs, if that is somewhere else."""
-    text = _cell("")
+    text = cell("")
     if vm.pinned != tuple(sorted(vm.cpus)):
         text.append(f"now on {cpu_list(vm.pinned) or 'unknown'}, to be on ", "bold red")
     return text.append(cpu_list(vm.cpus))
@@ -87,6 +91,13 @@ class VmDetails:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(no_wrap=True)
+        if vm.host:
+            table.add_row("  host", Text(printable(vm.host)))
+        if not is_known(vm):
+            table.add_row("  state", Text("unknown: its host does not answer", "red"))
+            yield Text(printable(vm.name), "bold", overflow="ellipsis", no_wrap=True)
+            yield table
+            return
         table.add_row("  level", f"{ratio(vm.level)}, {count(len(vm.cpus), 'CPU')}")
         table.add_row("  vCPUs", str(vm.vcpus))
         table.add_row("  memory", memory(vm.memory_mib))
@@ -140,7 +151,7 @@ class TopologyTables:
 def _shared(topology: TopologyReply) -> Table:
     cache = printable(topology.cache_names[-1]) if topology.cache_names else "CACHE"
     right = ("SOCKET", "NODE", cache, "CORES", "FREE")
-    table = _table("SOCKET", "NODE", cache, "CORES", "CPUS", "FREE", "LEVELS", right=right)
+    table = new_table("SOCKET", "NODE", cache, "CORES", "CPUS", "FREE", "LEVELS", right=right)
     for column in (*table.columns[:4], table.columns[5]):
         column.no_wrap = True
     groups: dict[tuple[int, int, int, int], list[CpuReply]] = {}
@@ -148,11 +159,11 @@ def _shared(topology: TopologyReply) -> Table:
         groups.setdefault((cpu.package, cpu.node, *outermost_cache(topology, cpu)), []).append(cpu)
     for (package, node, place, number), cpus in sorted(groups.items()):
         table.add_row(
-            *(_cell(str(value)) for value in (package, node, number if place >= 0 else "-")),
-            _cell(str(len({(cpu.package, cpu.core) for cpu in cpus}))),
-            _cell(cpu_list(cpu.id for cpu in cpus)),
-            _cell(str(sum(cpu.use == "free" for cpu in cpus))),
-            _cell(_uses(cpus)),
+            *(cell(str(value)) for value in (package, node, number if place >= 0 else "-")),
+            cell(str(len({(cpu.package, cpu.core) for cpu in cpus}))),
+            cell(cpu_list(cpu.id for cpu in cpus)),
+            cell(str(sum(cpu.use == "free" for cpu in cpus))),
+            cell(_uses(cpus)),
         )
     return table
 

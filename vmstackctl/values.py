@@ -8,6 +8,8 @@ from fractions import Fraction
 
 from core.cpuset import format_cpu_list
 from core.level import UNIT, LevelError, parse_level
+from vmstackd import client
+from vmstackd.api.errors import InvalidRequest
 
 MIB_PER_GIB = 1024
 
@@ -44,11 +46,20 @@ def parse_name(text: str) -> str:
     return text
 
 
+def parse_host(text: str) -> str:
+    """The name of a host, its UUID or its address. Raises ValueError if it cannot be sent."""
+    if not text:
+        raise ValueError("it is empty")
+    return parse_name(text)
+
+
 def parse_address(text: str) -> str:
-    """unix:/PATH or /PATH, as the client takes it. Raises ValueError with what is allowed."""
-    if text.removeprefix("unix:").startswith("/"):
-        return text
-    raise ValueError(f"{printable(text[:80])!r} is not an address; write it as unix:/PATH")
+    """An address, as the client takes it. Raises ValueError with what is allowed."""
+    try:
+        client.parse_address(text)
+    except InvalidRequest as error:
+        raise ValueError(printable(error.message)) from error
+    return text
 
 
 def printable(text: str) -> str:
@@ -76,6 +87,19 @@ def memory(mib: int) -> str:
         return f"{mib} MiB"
     tenths = round(mib * 10 / MIB_PER_GIB)
     return f"{tenths // 10}.{tenths % 10} GiB" if tenths % 10 else f"{tenths // 10} GiB"
+
+
+def gib(mib: int) -> str:
+    """MiB as a number of GiB, with at most one decimal."""
+    return f"{mib / MIB_PER_GIB:.1f}".removesuffix(".0")
+
+
+def ago(seconds: float) -> str:
+    """A time span in the largest unit that it fills: "7s", "3m", "2h", "5d"."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(max(0, seconds))}s"
 
 
 def cpu_list(cpus: Iterable[int]) -> str:

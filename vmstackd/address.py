@@ -15,8 +15,12 @@ MAX_PATH_BYTES = 107
 
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
 _USER_TIMEOUT_MS = 10_000
+_MOST_UNSENT = 1 << 17
+"""Bytes that the kernel takes beyond what is on its way; it would take megabytes, of which nobody keeps account."""
 
-_TCP = re.compile(r"(?:([A-Za-z0-9._-]{1,253})|\[([0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._-]{1,15})?)\]):([0-9]{1,5})")
+_TCP = re.compile(
+    r"(?:([A-Za-z0-9][A-Za-z0-9._-]{0,252})|\[([0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._-]{1,15})?)\]):([0-9]{1,5})"
+)
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -71,9 +75,10 @@ def is_loopback(host: str) -> bool:
 
 
 def watch_over(connection: socket.socket) -> None:
-    """Have a TCP connection send at once, and end when the other machine has been silent for ten seconds or so."""
+    """Have a TCP connection send at once, keep little, and end when the other end is silent for ten seconds or so."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _MOST_UNSENT)

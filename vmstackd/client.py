@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -80,10 +81,16 @@ class Client:
                     link.close()
                     raise
         except TimeoutError:
-            raise Unavailable(f"{address} does not answer within {timeout:g} s") from None
+            hint = f"; {_TLS_EXPECTED}" if where.kind == "tcp" and tls is None else ""
+            raise Unavailable(f"{address} does not answer within {timeout:g} s{hint}") from None
         except OSError as error:
             raise _unreachable(address, where, error) from error
         return client
+
+    @property
+    def lost(self) -> VmstackError | None:
+        """What ended the connection, the very error that all calls in progress raised; None while it lasts."""
+        return self._link.lost
 
     async def __aenter__(self) -> Self:
         return self
@@ -266,19 +273,23 @@ class Client:
 
 
 class Pushes(AsyncIterator[session.Push]):
-    """What a subscriber has not taken yet: events, and the newest status. Ends with what ended the connection."""
+    """What a subscriber has not taken yet: events, and the newest status, in the order in which they came.
+
+    Ends with what ended the connection.
+    """
 
     def __init__(self) -> None:
         self._events: deque[session.Event] = deque()
         self._missed = 0
         self._status: replies.StatusReply | None = None
+        self._before = 0  # events that came before the status
         self._something: asyncio.Future[None] | None = None
         self._lost: VmstackError | None = None
 
     def add(self, push: session.Push) -> None:
         """Keep it."""
         if isinstance(push, replies.StatusReply):
-            self._status = push
+            self._status, self._before = push, len(self._events)
         elif len(self._events) < MOST_EVENTS:
             self._events.append(push)
         else:
@@ -296,14 +307,15 @@ class Pushes(AsyncIterator[session.Push]):
 
     async def __anext__(self) -> session.Push:
         while True:
+            if self._status is not None and not self._before:
+                status, self._status = self._status, None
+                return status
             if self._events:
+                self._before = max(0, self._before - 1)
                 return self._events.popleft()
             if self._missed:
                 missed, self._missed = self._missed, 0
                 return session.Missed(time=time.time(), count=missed)
-            if self._status is not None:
-                status, self._status = self._status, None
-                return status
             if self._lost is not None:
                 raise self._lost
             self._something = asyncio.get_running_loop().create_future()
@@ -337,7 +349,7 @@ async def _over_tcp(address: str, where: Address, context: ssl.SSLContext | None
     connection = await _tcp(address, where, plain=context is None)
     try:
         watch_over(connection)
-        name = None if context is None else where.host
+        name = None if context is None else where.host.partition("%")[0]  # certificates know no links
         _, link = await asyncio.get_running_loop().create_connection(
             lambda: _Link(address, secure=context is not None), sock=connection, ssl=context, server_hostname=name
         )
@@ -350,7 +362,10 @@ async def _over_tcp(address: str, where: Address, context: ssl.SSLContext | None
 async def _tcp(address: str, where: Address, *, plain: bool) -> socket.socket:
     """A connection to the first of the host's addresses that answers. plain: only within this machine."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise InvalidRequest(f"{where.host[:80]!r} is no host name; correct it", field="address") from None
     if plain and not all(is_loopback(str(end[0])) for *_, end in found):
         raise InvalidRequest(
             f"{address} is not within this machine, so TLS is needed: give --tls-ca, --tls-cert and --tls-key "
@@ -374,7 +389,11 @@ async def _tcp(address: str, where: Address, *, plain: bool) -> socket.socket:
     raise failure or OSError(errno.EADDRNOTAVAIL, "it has no address")
 
 
-class _Link(asyncio.Protocol):
+_buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, bytearray] = WeakKeyDictionary()
+"""One for all connections of a loop: each is read out before it is another one's turn."""
+
+
+class _Link(asyncio.BufferedProtocol):
     """The bytes below a Client."""
 
     def __init__(self, address: str, *, secure: bool = False) -> None:
@@ -387,6 +406,7 @@ class _Link(asyncio.Protocol):
         self._out: list[bytes] = []
         self._gathering = False
         self._loop = asyncio.get_running_loop()
+        self._buffer = memoryview(_buffers.setdefault(self._loop, bytearray(wire.READ_SIZE)))
         self.pushes: Pushes | None = None
         self.greeted = False
         self.lost: VmstackError | None = None
@@ -455,9 +475,12 @@ class _Link(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  of a stream socket
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for message in self._inbox.add(data):
+            for message in self._inbox.add(self._buffer[:nbytes]):
                 self._received(message)
         except wire.Malformed as error:
             self._lose(
@@ -497,6 +520,7 @@ def _discard_unsent(connection: socket.socket | None) -> None:
 
 _OTHER_NAME = (62, 64)
 """X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL."""
+_TLS_EXPECTED = "if it expects TLS, give --tls-ca, --tls-cert and --tls-key (settings tls_ca, tls_certificate, tls_key)"
 _LOG = "journalctl -u vmstackd there says why"
 _CERTIFICATES = "vmstackctl pki --help shows how to make certificates"
 _RUNNING = "is vmstackd running? systemctl status vmstackd"
@@ -547,7 +571,7 @@ def _why_not(where: Address, error: OSError) -> str:
         case errno.ETIMEDOUT | errno.EHOSTUNREACH | errno.ENETUNREACH:
             return f"{error.strerror}; is the machine on, and does a firewall let port {where.port} through?"
         case errno.ECONNRESET | errno.EPIPE | None if tcp:
-            return "it hung up during the handshake; does it speak TLS, and is it vmstackd or globald? " + _LOG
+            return f"it hung up during the handshake; does it speak TLS (its settings tls_*), and is it ours? {_LOG}"
         case _:
             return error.strerror or str(error)
 

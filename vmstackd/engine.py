@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import get_args
 
 import msgspec
@@ -20,15 +20,7 @@ from core.model import HostState, Plan, Refusal, Rules, Vm
 from core.policy import Policy
 from core.status import host_status
 from vmstackd.api import replies, requests
-from vmstackd.api.errors import (
-    AlreadyExists,
-    Cordoned,
-    HypervisorFailed,
-    Internal,
-    NotFound,
-    Unavailable,
-    refused,
-)
+from vmstackd.api.errors import AlreadyExists, Cordoned, HypervisorFailed, Internal, NotFound, Unavailable, refused
 from vmstackd.api.session import Degraded, Identity, VmDeployed, VmRefused, VmRemoved
 from vmstackd.daemon import log
 from vmstackd.daemon.feed import Subscription
@@ -83,6 +75,8 @@ class Engine(Operations):
         self._policy = policy
         self._watch = Watch(self._host, policy, period)
         self._tasks: list[asyncio.Task[None]] = []
+        self._cordoning = asyncio.Lock()
+        """Held while the disk is waited for."""
 
     # Life
 
@@ -170,6 +164,11 @@ class Engine(Operations):
         """VMs pinned anew since the start."""
         return self._host.repins
 
+    @property
+    def drift(self) -> Mapping[str, int]:
+        """How often the hypervisor had a VM in another way than was decided, by kind (vmstackd.host.DRIFT)."""
+        return self._host.drift
+
     # Requests
 
     def publish(self, request: requests.Change, reply: replies.Reply | None, outcome: str, why: str) -> None:
@@ -198,9 +197,9 @@ class Engine(Operations):
             case requests.Remove():
                 return await self._remove(request)
             case requests.Cordon():
-                return self._set_cordon(request.reason)
+                return await self._set_cordon(request.reason)
             case requests.Uncordon():
-                return self._set_cordon(None)
+                return await self._set_cordon(None)
             case requests.Progress():
                 return self._progress(request)
             case requests.Status():
@@ -214,14 +213,16 @@ class Engine(Operations):
             case _:
                 raise TypeError(f"{type(request).__name__} is not for a host")
 
-    def _set_cordon(self, reason: str | None) -> replies.CordonReply:
-        try:
-            self._local.set_cordon(reason)
-        except LocalStateError as error:
-            log.error("cordon-failed", reason=error, next_step="see state_dir; nothing has changed")
-            raise Internal(f"{error}; nothing has changed") from error
+    async def _set_cordon(self, reason: str | None) -> replies.CordonReply:
+        async with self._cordoning:
+            try:
+                await asyncio.to_thread(self._local.set_cordon, reason)
+            except LocalStateError as error:
+                log.error("cordon-failed", reason=error, note="nothing has changed")
+                raise Internal(f"nothing has changed: {error}") from error
+            reply = replies.CordonReply(cordoned=reason is not None, reason=self._local.cordon or "")
         self.feed.touch()
-        return replies.CordonReply(cordoned=reason is not None, reason=reason or "")
+        return reply
 
     def _require_open(self) -> None:
         if self._local.cordon is not None:
@@ -290,7 +291,7 @@ class Engine(Operations):
             # way somewhere, so for a while not seeing it does not mean that it is not there.
             live.changes += 1
             asyncio.get_running_loop().call_later(GRACE_S, host.changed, vm.name, live)
-            raise Unavailable(f"whether {vm.name!r} has started is unknown: {error}") from error
+            raise Unavailable(f"whether {vm.name!r} has started is unknown: {error}", outcome="unknown") from error
         except HypervisorError as error:
             del host.live[vm.name]
             host.state = plan_withdraw(host.state, plan).state
@@ -340,7 +341,7 @@ class Engine(Operations):
         except VmMissing:
             pass  # gone by itself in the meantime, which is what was asked for
         except HypervisorUnreachable as error:
-            raise Unavailable(f"whether {name!r} has been removed is unknown: {error}") from error
+            raise Unavailable(f"whether {name!r} has been removed is unknown: {error}", outcome="unknown") from error
         except HypervisorError as error:
             raise HypervisorFailed(f"the hypervisor did not remove {name!r}: {error}") from error
 

@@ -18,6 +18,11 @@ from vmstackd.daemon import log
 from vmstackd.daemon.feed import Feed
 from vmstackd.hypervisor.base import Hypervisor, HypervisorError, Record, VmMissing
 
+DRIFT = ("adopted", "gone", "pinning", "resized", "unplaced")
+"""How the hypervisor can have a VM in another way than was decided: it is new, it is not there, it may run on other
+CPUs than it was told to, it has another size, it is new and fits nowhere.
+"""
+
 GATHER_S = 0.005
 """Seconds until the VM of an operation is looked at again."""
 
@@ -64,6 +69,8 @@ class Host:
         self.losses = 0
         """How often the link was lost."""
         self.repins = 0
+        self.drift = dict.fromkeys(DRIFT, 0)
+        """How often each has been found since the start; what is learned at the start does not count."""
         self.touched: set[str] = set()
         """Names that changed since somebody last emptied this: what was seen of them is outdated."""
         self.unclear: set[str] = set()
@@ -179,6 +186,7 @@ class Host:
             failure = str(error)
         else:
             if live.pinned != frozenset(cpus):
+                self.drift["pinning"] += 1
                 failure = f"it reads back as {format_cpu_list(sorted(live.pinned))}"
         finally:
             live.pin_failure = failure

@@ -40,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     http_host: str
     http_port: int
     http_names: tuple[str, ...]
+    metrics_per_vm: bool
     image_roots: tuple[str, ...]
     machine: str
     emulator: str
@@ -196,6 +197,14 @@ _ROWS = (
         table.names("a comma separated list of host names", r"[A-Za-z0-9.:_-]+"),
         "NAMES",
         "further host names that HTTP requests may be addressed to",
+        reload=True,
+    ),
+    Setting(
+        "metrics_per_vm",
+        False,
+        table.yes_or_no,
+        "YES|NO",
+        "series for each VM in /metrics, too: two for every name that a VM ever has",
         reload=True,
     ),
     Setting(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import ssl
 import stat
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,9 @@ import msgspec
 ROLE_URI = "urn:vmstack:role:"
 """Followed by one of ROLES."""
 ROLES = ("globald", "operator", "reader", "host")
+
+# Bytes of the buffer that asyncio keeps for each connection; it takes a quarter of a megabyte if not told otherwise.
+SSLProtocol.max_size = 1 << 14
 
 _HELP = "vmstackctl pki --help shows how to make certificates"
 
@@ -70,6 +74,7 @@ class Tls:
     @property
     def expires(self) -> float:
         """Until when the certificate that is in use is valid: seconds since 1970."""
+        self.refresh()
         if self._expires is None:
             from cryptography import x509  # noqa: PLC0415  heavy, and clients never ask
 

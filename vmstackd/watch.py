@@ -28,6 +28,7 @@ class Watch:
         self._policy = policy
         self._period = period
         self._everything = False
+        self._learned = False
         self._running = asyncio.Lock()
 
     def reconfigure(self, policy: Policy, period: float) -> None:
@@ -86,7 +87,11 @@ class Watch:
                 unplaced=host.unplaced,
                 stopped=host.stopped,
             )
-            self._take_over(result, [vm for vm in seen if vm.running and vm.name not in ignore])
+            running = [vm for vm in seen if vm.running and vm.name not in ignore]
+            if self._learned:
+                _count_drift(host, result, running)
+            self._learned |= names is None
+            self._take_over(result, running)
             for name, why in unknown.items():
                 if name in host.live:
                     host.live[name].unseen = why
@@ -151,6 +156,20 @@ class Watch:
         while True:
             await asyncio.sleep(self._period)
             self._look_at_everything()
+
+
+def _count_drift(host: Host, result: Reconciliation, running: list[ObservedVm]) -> None:
+    """Before the result is taken over. Pins that could not be set are no drift: what they are now is not known."""
+    adopted, gone = {vm.name for vm in result.adopted}, set(result.gone)
+    host.drift["adopted"] += len(adopted - gone)
+    host.drift["gone"] += len(gone - adopted)
+    host.drift["resized"] += len(adopted & gone)
+    host.drift["unplaced"] += sum(vm.name in result.unplaced and vm.name not in host.unplaced for vm in running)
+    host.drift["pinning"] += sum(
+        live.pinned != vm.pinned and not live.pin_failure
+        for vm in running
+        if vm.name not in gone and (live := host.live.get(vm.name)) is not None
+    )
 
 
 def _tell(host: Host, result: Reconciliation, unplaced_before: Mapping[str, UnplacedVm]) -> None:

@@ -30,11 +30,12 @@ MAX_ITEMS = 64
 """Of one array or map of a request."""
 MAX_TIMEOUT = 3600.0
 """Seconds."""
-MAX_PATH_BYTES = 107
-"""Of the path of a Unix socket: what fits into sockaddr_un."""
 
 READ_SIZE = 1 << 16
 """Bytes that a server hands to Inbox.add at most at once."""
+
+_BUFFER_SIZE = 1 << 12
+"""Of the library to begin with; it takes a megabyte if not told otherwise."""
 
 _REQUEST, _RESPONSE, _NOTIFICATION = 0, 1, 2
 _MAX_MSGID = (1 << 32) - 1
@@ -85,6 +86,7 @@ def _refuse_extension(_code: int, _data: bytes) -> NoReturn:
 
 def _unpacker(size: int, items: int) -> Any:  # noqa: ANN401  msgpack has no types
     return msgpack.Unpacker(
+        read_size=_BUFFER_SIZE,
         max_buffer_size=size,
         max_str_len=size,
         max_bin_len=0,
@@ -235,13 +237,19 @@ class Replies:
     trusted more than thousands of clients, and sends far larger frames.
     """
 
+    __slots__ = ("_received", "_taken", "_unpacker")
+
     def __init__(self) -> None:
-        self._unpacker = _unpacker(MAX_REPLY, MAX_REPLY)
+        # Only while a frame is incomplete: it is 50 KiB and more, and a program may have thousands of connections.
+        self._unpacker: Any = None
         self._received = self._taken = 0
 
-    def add(self, data: bytes) -> list[Any]:
+    def add(self, data: bytes | memoryview) -> list[Any]:
         """The messages that are now complete. Raises Malformed."""
         messages: list[Any] = []
+        if self._unpacker is None:
+            self._unpacker = _unpacker(MAX_REPLY, MAX_REPLY)
+            self._received = self._taken = 0
         self._received += len(data)
         try:
             for begin in range(0, len(data), READ_SIZE):
@@ -251,7 +259,9 @@ class Replies:
                     self._taken = self._unpacker.tell()
         except _BROKEN as error:
             raise Malformed(str(error) or "not msgpack") from error
-        if self._received - self._taken > MAX_REPLY:
+        if self._received == self._taken:
+            self._unpacker = None
+        elif self._received - self._taken > MAX_REPLY:
             raise Malformed(f"a frame of more than {MAX_REPLY} bytes")
         return messages
 

@@ -21,10 +21,19 @@ DESIGNED = {
     "NoCapacity": 409,
     "HypervisorError": 502,
     "Unavailable": 503,
+    "Cordoned": 503,
     "DeadlineExceeded": 504,
     "Internal": 500,
 }
-EXIT_CODES = {"Denied": 5, "NotFound": 3, "NoCapacity": 4, "Unavailable": 6, "DeadlineExceeded": 6, "InvalidRequest": 2}
+EXIT_CODES = {
+    "Denied": 5,
+    "NotFound": 3,
+    "NoCapacity": 4,
+    "Unavailable": 6,
+    "Cordoned": 6,
+    "DeadlineExceeded": 6,
+    "InvalidRequest": 2,
+}
 """The rest is 1: failed."""
 
 
@@ -45,7 +54,7 @@ def test_each_row_has_all_columns(error: type[VmstackError]) -> None:
     assert error.code[0].isupper()
     assert error.http_status in range(400, 600)
     assert error.exit_code == EXIT_CODES.get(error.code, 1)
-    assert error.retryable is (error.code in {"Unavailable", "DeadlineExceeded"})
+    assert error.retryable is (error.code in {"Unavailable", "Cordoned", "DeadlineExceeded"})
     assert error.__doc__
 
 

@@ -44,15 +44,26 @@ _VM = replies.VmReply(
 )
 _CPU = replies.CpuReply(id=8, package=0, node=1, core=3, caches=(1, 1, 2, 0), use="1.5")
 SAMPLES: tuple[Reply, ...] = (
-    replies.Deployed(name="a", level=1500, cpus=(8, 0), dry_run=True),
-    replies.Removed(name="a", released=(8,)),
-    replies.ProgressReply(progress=-3006.28125),
+    replies.Deployed(name="a", level=1500, cpus=(8, 0), dry_run=True, generation=7, host="h1", score=-0.5),
+    replies.Removed(name="a", released=(8,), generation=8, host="h1"),
+    replies.CordonReply(cordoned=True, reason="new fans", host="h1"),
+    replies.ProgressReply(
+        progress=-3006.28125,
+        host="h1",
+        hosts=(
+            replies.HostProgress(host="h1", progress=-3006.28125),
+            replies.HostProgress(host="h2", progress=None, reason="no memory"),
+        ),
+    ),
     replies.StatusReply(
         host=_HOST,
         hypervisor="up",
         unplaced=(replies.UnplacedVm(name="x", reason="no room", cpus=(3,), memory_mib=512),),
         stopped=("y",),
         degraded=("level 1.5 has 4 CPUs and needs 5",),
+        cordoned=True,
+        cordon_reason="new fans",
+        starting=("z",),
     ),
     replies.ListReply(vms=(_VM,)),
     _VM,
@@ -65,7 +76,46 @@ SAMPLES: tuple[Reply, ...] = (
         memory_mib=65536,
         cpus=(_CPU,),
     ),
+    replies.HostsReply(
+        hosts=(
+            replies.HostReply(
+                name="h1",
+                address="10.0.0.5:8097",
+                uuid="7d2c5c1e-94a1-4d3a-9d5f-0c5a8a7f8a11",
+                state="up",
+                reason="",
+                since=1.5,
+                age=0.25,
+                source="static",
+                version="0.1.0",
+                status=_HOST,
+            ),
+            replies.HostReply(
+                name="h2:8097",
+                address="h2:8097",
+                uuid="",
+                state="connecting",
+                reason="no route",
+                since=2.5,
+                age=None,
+                source="/etc/vmstack/hosts.d/h2.toml",
+            ),
+        ),
+        duplicates=(replies.DuplicateVm(name="a", hosts=("h1", "h2")),),
+    ),
+    replies.HostListed(address="h2:8097", name="h2", listed=False, vms=3),
 )
+"""Nothing in them is a default that could hide a field that got lost, but for the second host."""
+
+
+NEWER = {
+    "Deployed": {"generation", "host", "score"},
+    "Removed": {"generation", "host"},
+    "ProgressReply": {"host", "hosts"},
+    "StatusReply": {"cordoned", "cordon_reason", "starting"},
+    "VmReply": {"host"},
+}
+"""Fields that hosts of the first version do not know."""
 
 
 def test_there_is_a_sample_of_every_reply() -> None:
@@ -83,6 +133,16 @@ def test_unknown_fields_of_a_reply_are_ignored(reply: Reply) -> None:
     newer: dict[str, Any] = msgspec.to_builtins(reply) | {"added_later": [1, {"a": None}]}
     for codec in (msgspec.json, msgspec.msgpack):
         assert codec.decode(codec.encode(newer), type=type(reply)) == reply
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_a_host_of_the_first_version_is_understood(name: str) -> None:
+    kind = getattr(replies, name)
+    (whole,) = (msgspec.to_builtins(sample) for sample in SAMPLES if type(sample) is kind)
+    assert whole.keys() >= NEWER[name]
+    older = msgspec.convert({key: value for key, value in whole.items() if key not in NEWER[name]}, kind)
+    absent = {key: getattr(older, key) for key in NEWER[name]}
+    assert all(value in (0, "", (), None, False) for value in absent.values())
 
 
 @pytest.mark.parametrize("reply", SAMPLES, ids=lambda reply: type(reply).__name__)

@@ -21,8 +21,13 @@ SIM = ("--hypervisor", "sim:", "--topology", SMALL_HOST)
 
 def ctl(path: Path, *words: str) -> str:
     """What vmstackctl prints."""
+    return at(f"unix:{path}", *words)
+
+
+def at(address: str, *words: str) -> str:
+    """What vmstackctl prints, from this address."""
     done = subprocess.run(
-        [sys.executable, "-m", "vmstackctl", "--socket", str(path), *words],
+        [sys.executable, "-m", "vmstackctl", "--address", address, *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -35,7 +40,7 @@ def ctl(path: Path, *words: str) -> str:
 def test_the_socket_is_there_while_the_daemon_is(tmp_path: Path) -> None:
     path = tmp_path / "vmstackd.sock"
     with Daemon(*SIM, "--socket", str(path)) as daemon:
-        assert f" socket=unix:{path} " in daemon.log
+        assert f" socket=unix:{path}\n" in daemon.log
         ctl(path, "deploy", "a", "--vcpus", "1", "--memory", "1", "--level", "1", "--image", "/i/a")
         assert ctl(path, "list", "--output", "name") == "a\n"
         assert daemon.get("/listvm").json == ["a"]
@@ -70,6 +75,26 @@ def test_a_socket_in_no_folder_is_a_failure_in_one_line(tmp_path: Path) -> None:
     assert "does not exist; make it: install -d" in one_line(done.err)
 
 
+TCP = ("--tcp-host", "127.0.0.1", "--tcp-port")
+
+
+def test_the_tcp_port_answers_as_the_socket_does() -> None:
+    with Daemon(*SIM, *TCP, "0") as daemon:
+        address = daemon.wait_for(r" ready .* tcp=(tcp:127\.0\.0\.1:[0-9]+)\n")[1]
+        assert at(address, "list", "--output", "name") == ""
+        assert daemon.stop() == 0
+
+
+def test_a_taken_tcp_port_is_a_failure_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        done = run(*SIM, "--http-port", "0", *TCP, str(holder.getsockname()[1]))
+    assert done.code == 1
+    line = one_line(done.err)
+    assert LINE.fullmatch(line)
+    assert " error tcp-failed " in line
+    assert "--tcp-port" in line
+
+
 def test_a_bus_that_is_not_there_ends_the_start_with_6(tmp_path: Path) -> None:
     done = run(*SIM, "--http-port", "0", "--dbus", f"unix:path={tmp_path}/bus")
     assert done.code == 6
@@ -81,7 +106,7 @@ def test_a_bus_that_is_not_there_ends_the_start_with_6(tmp_path: Path) -> None:
 
 def test_a_second_daemon_on_the_bus_says_who_is_there(tmp_path: Path) -> None:
     with running_bus(tmp_path) as bus, Daemon(*SIM, "--dbus", bus.address) as daemon:
-        assert f' dbus="{bus.address}" ' in daemon.log
+        assert f' dbus="{bus.address}"\n' in daemon.log
         done = run(*SIM, "--http-port", "0", "--dbus", bus.address)
         assert done.code == 1
         last = done.err.splitlines()[-1]
@@ -146,7 +171,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """As systemd does it: the variable names the process that the daemon becomes."""
 
 
-@pytest.mark.parametrize("names", ["rpc:http", "rpc:http:other"])
+@pytest.mark.parametrize("names", ["rpc:http", "rpc:http:other", "rpc:http:tcp"])
 def test_passed_sockets_are_used_instead_of_own_ones(tmp_path: Path, names: str) -> None:
     path = tmp_path / "passed.sock"
     with socket.socket(socket.AF_UNIX) as rpc, socket.create_server(("127.0.0.1", 0)) as http, socket.socket() as other:
@@ -154,6 +179,7 @@ def test_passed_sockets_are_used_instead_of_own_ones(tmp_path: Path, names: str)
         rpc.listen()
         other.bind(("127.0.0.1", 0))
         other.listen()
+        tcp = other.getsockname()[1] if "tcp" in names else None
         given = [rpc, http, other][: names.count(":") + 1]
         # Where systemd would put them: from descriptor 3 on.
         script = "".join(f"os.dup2({one.fileno()}, {100 + n});" for n, one in enumerate(given))
@@ -174,8 +200,11 @@ def test_passed_sockets_are_used_instead_of_own_ones(tmp_path: Path, names: str)
                 if " ready " in line:
                     break
             try:
-                assert f"http=http://127.0.0.1:{http.getsockname()[1]} socket=unix:{path} " in said
+                address = f" tcp=tcp:127.0.0.1:{tcp}" if tcp else ""
+                assert f"http=http://127.0.0.1:{http.getsockname()[1]} socket=unix:{path}{address}\n" in said
                 assert ("socket-unknown" in said) == ("other" in names)
+                if tcp:
+                    assert at(f"127.0.0.1:{tcp}", "list", "--output", "name") == ""
                 assert ctl(path, "list", "--output", "name") == ""
             finally:
                 process.terminate()

@@ -8,7 +8,7 @@ from itertools import product
 
 from hypothesis import strategies as st
 
-from core.allocator import empty_state, free_cpus, plan_deploy, plan_remove
+from core.allocator import empty_state, free_cpus, plan_deploy, plan_remove, restore
 from core.level import UNIT
 from core.model import HostState, Plan, Refusal, Rules, Vm
 from core.policy import POLICIES
@@ -88,6 +88,12 @@ def filled(state: HostState, prefix: str, count: int, vcpus: int, level: int) ->
     for number in range(count):
         state = deploy(state, f"{prefix}{number}", vcpus, level)
     return state
+
+
+def restored(state: HostState, level: int, cpus: int, widths: list[int]) -> HostState:
+    """One level with so many CPUs, the first ones, and VMs of these widths."""
+    vms = [Vm(f"vm{number}", width, 1, level) for number, width in enumerate(widths)]
+    return restore(state, level, range(cpus), vms)
 
 
 def refused(state: HostState, name: str, vcpus: int, level: int, memory: int = 1) -> Refusal:

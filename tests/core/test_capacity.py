@@ -2,16 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.allocator import restore
 from core.capacity import cpus_needed, growth, largest_vcpus, subset_need, surplus
-from core.model import HostState, Rules, Vm
-from tests.core.hosts import LEVELS, empty, epyc, filled, i7
-
-
-def restored(state: HostState, level: int, cpus: int, widths: list[int]) -> HostState:
-    """One level with so many CPUs, the first ones, and VMs of these widths."""
-    vms = [Vm(f"vm{number}", width, 1, level) for number, width in enumerate(widths)]
-    return restore(state, level, range(cpus), vms)
+from core.model import Rules
+from tests.core.hosts import LEVELS, empty, epyc, filled, i7, restored
 
 
 @pytest.mark.parametrize(

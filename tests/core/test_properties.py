@@ -86,6 +86,7 @@ def oracle_status(oracle: Oracle) -> list[LevelStatus]:
             needed=found.needed,
             available_thousandths=int(found.available * UNIT),
             potential_thousandths=int(found.potential * UNIT),
+            widest=oracle.subsets[level].big,
         )
         for level, found in oracle.figures().items()
     ]

@@ -14,11 +14,12 @@ def test_an_empty_host() -> None:
         vms=0,
         generation=0,
         levels=(),
+        critical_size=0,
     )
 
 
 def test_every_figure() -> None:
-    state = deploy(empty(epyc(), critical_size=3), "a", 4, 1500, 1000)
+    state = deploy(empty(epyc(), 3, {2800: 0, 1200: 5}), "a", 4, 1500, 1000)
     state = filled(state, "b", 2, 3, 2000)
     state = hold(state, (255,), 500)
     assert host_status(state) == HostStatus(
@@ -40,6 +41,7 @@ def test_every_figure() -> None:
                 needed=4,
                 available_thousandths=0,
                 potential_thousandths=245_000,
+                widest=4,
             ),
             LevelStatus(
                 level=2000,
@@ -50,8 +52,11 @@ def test_every_figure() -> None:
                 needed=6,
                 available_thousandths=6_000,  # the third VM brings the level
                 potential_thousandths=490_000,
+                widest=3,
             ),
         ),
+        critical_size=3,
+        critical_sizes=((1200, 5), (2800, 0)),
     )
 
 

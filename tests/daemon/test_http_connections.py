@@ -8,8 +8,7 @@ import pytest
 
 from tests.running import PATIENCE
 from tests.transports.endpoint import endpoint
-from vmstackd.daemon import http_connections
-from vmstackd.transports import http
+from vmstackd.daemon import http, http_connections
 
 SILENT = {
     "nothing": b"",

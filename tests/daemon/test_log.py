@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -23,11 +24,12 @@ from hypothesis import strategies as st
 
 from tests.descriptors import descriptors
 from tests.running import PATIENCE, ROOT
+from vmstackd.api import requests
 from vmstackd.daemon import log
 
 LINE = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z (debug|info|warning|error) "
-    r'([a-z-]+|"(?:[^"\\]|\\.)*")((?: [a-z_]+=(?:[A-Za-z0-9_.,:/@+-]+|"(?:[^"\\]|\\.)*"))*)'
+    r'([a-z_-]+|"(?:[^"\\]|\\.)*")((?: [a-z_]+=(?:[A-Za-z0-9_.,:/@+-]+|"(?:[^"\\]|\\.)*"))*)'
 )
 FIELD = re.compile(r' ([a-z_]+)=([^" ]+|"(?:[^"\\]|\\.)*")')
 NASTY = st.text() | st.text(alphabet=' "\\=\n\r\t\x00\x1b\x7f\x85\u2028\u202e\ud800axinfo')
@@ -140,7 +142,7 @@ class Journal:
         self.far_stderr, self.stderr = socket.socketpair()
         self.far_stderr.setblocking(False)
         self.stream = log.Unwaiting(self.stderr.fileno())
-        self.handler = log.JournalHandler(self.path, self.stream)
+        self.handler = log.JournalHandler(self.path, self.stream, "globald")
 
     def _bound(self) -> socket.socket:
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -193,7 +195,7 @@ def test_an_event_becomes_an_entry_with_its_fields(journal: Journal) -> None:
     assert journal.read() == {
         "MESSAGE": 'gone vm="web 1" cpus=0-3 level=1.5 empty="" count=3',
         "PRIORITY": "6",
-        "SYSLOG_IDENTIFIER": "vmstackd",
+        "SYSLOG_IDENTIFIER": "globald",
         "VMSTACK_EVENT": "gone",
         "VMSTACK_VM": "web 1",
         "VMSTACK_CPUS": "0-3",
@@ -204,7 +206,10 @@ def test_an_event_becomes_an_entry_with_its_fields(journal: Journal) -> None:
     assert journal.lines() == []
 
 
-@pytest.mark.parametrize(("name", "operation"), [("deploy", "deploy"), ("remove", "remove"), ("ready", None)])
+CHANGES = sorted(kind.__struct_config__.tag for kind in get_args(requests.Change))
+
+
+@pytest.mark.parametrize(("name", "operation"), [*((name, name) for name in CHANGES), ("ready", None), ("hosts", None)])
 def test_operations_can_be_found_as_such(journal: Journal, name: str, operation: str | None) -> None:
     journal.write(name, vm="web", request="r1", outcome="ok")
     entry = journal.read()
@@ -243,14 +248,14 @@ FORGED = "web\nPRIORITY=0\nVMSTACK_CALLER=root\nVMSTACK_CALLER\n\x04\0\0\0\0\0\0
 @given(NASTY | st.sampled_from([FORGED, "\n", "=", "a\n\nb"]))
 def test_no_value_can_become_another_field_or_change_one(text: str) -> None:
     record = logging.makeLogRecord({"msg": "deploy", "levelno": logging.INFO, "fields": {"vm": text, "caller": text}})
-    entry = _entry(log.journal_entry(record))
+    entry = _entry(log.journal_entry(record, "globald"))
     raw = text.encode(errors="backslashreplace")
     message = entry.pop(0)
     assert message[0] == "MESSAGE"
     assert message[1].decode().isprintable()
     assert entry == [
         ("PRIORITY", b"6"),
-        ("SYSLOG_IDENTIFIER", b"vmstackd"),
+        ("SYSLOG_IDENTIFIER", b"globald"),
         ("VMSTACK_VM", raw),
         ("VMSTACK_CALLER", raw),
         ("VMSTACK_EVENT", b"deploy"),
@@ -261,7 +266,7 @@ def test_no_value_can_become_another_field_or_change_one(text: str) -> None:
 @given(NASTY)
 def test_messages_of_libraries_have_no_fields_of_ours(text: str) -> None:
     record = logging.makeLogRecord({"msg": text, "levelno": logging.WARNING})
-    entry = dict(_entry(log.journal_entry(record)))
+    entry = dict(_entry(log.journal_entry(record, "globald")))
     assert set(entry) == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER"}
     assert entry["MESSAGE"].startswith(b'"'), "as on stderr, so that nobody takes it for an event of ours"
 
@@ -273,7 +278,7 @@ def test_a_traceback_is_one_entry(text: str) -> None:
         raise fault
     except ValueError:
         record = logging.makeLogRecord({"msg": "oops", "levelno": logging.ERROR, "exc_info": sys.exc_info()})
-    entry = dict(_entry(log.journal_entry(record)))
+    entry = dict(_entry(log.journal_entry(record, "globald")))
     assert set(entry) == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER"}
     first, *rest = entry["MESSAGE"].decode().split("\n")
     assert first == '"oops"'
@@ -336,7 +341,7 @@ def test_a_journal_that_hangs_is_not_waited_for(journal: Journal) -> None:
 
 def test_a_burst_of_events_is_kept_whole_by_a_journal_that_is_at_work(journal: Journal) -> None:
     events = 2000
-    handler = log.JournalHandler(journal.path, journal.stream, PATIENCE)
+    handler = log.JournalHandler(journal.path, journal.stream, "globald", PATIENCE)
     journal.socket.setblocking(True)
     with contextlib.closing(handler), ThreadPoolExecutor(1) as pool:
         numbers = pool.submit(lambda: [journal.read()["VMSTACK_NUMBER"] for _ in range(events)])
@@ -381,17 +386,17 @@ def test_stderr_must_be_a_stream_socket(tmp_path: Path) -> None:
 PROGRAM = """
 import logging, sys
 from vmstackd.daemon import log
-log.set_up(debug=False, journal=sys.argv[1])
+log.set_up(debug=False, journal=sys.argv[1], **dict([sys.argv[2:]] if sys.argv[2:] else []))
 log.event(logging.DEBUG, "detail")
 log.info("deploy", vm="web")
 logging.getLogger("library").warning("told %s", "so")
 """
 
 
-def _run(journal: Journal, stderr: int, stream: str | None) -> None:
+def _run(journal: Journal, stderr: int, stream: str | None, *program: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "JOURNAL_STREAM"}
     subprocess.run(
-        [sys.executable, "-c", PROGRAM, journal.path],
+        [sys.executable, "-c", PROGRAM, journal.path, *program],
         cwd=ROOT,
         env=environment if stream is None else environment | {"JOURNAL_STREAM": stream},
         stderr=stderr,
@@ -407,6 +412,13 @@ def test_the_journal_gets_the_events_where_stderr_leads_to_it(journal: Journal) 
     assert journal.lines() == []
     with pytest.raises(BlockingIOError):
         journal.read()
+
+
+@pytest.mark.parametrize(("given", "told"), [((), "vmstackd"), (("program", "globald"), "globald")])
+def test_entries_are_those_of_the_program(journal: Journal, given: tuple[str, ...], told: str) -> None:
+    found = os.fstat(journal.stderr.fileno())
+    _run(journal, journal.stderr.fileno(), f"{found.st_dev}:{found.st_ino}", *given)
+    assert [journal.read()["SYSLOG_IDENTIFIER"] for _ in range(2)] == [told, told]
 
 
 @pytest.mark.parametrize("stream", [None, "", "1:2", "{dev}:{other}", "{dev}", "{dev}:{ino} ", "x:y"])

@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.running import PATIENCE
 from tests.transports.rpc import STRANGER, as_root
 from vmstackd.api.caller import Role
-from vmstackd.daemon import peers
+from vmstackd.daemon import peers, sock_diag
 from vmstackd.daemon.peers import Peer, is_local, role_of, tcp_peer_uid, unix_peer, user_peer
 
 _CONNECT = """
@@ -152,6 +153,20 @@ ADDRESSES = {
 }
 
 
+def _refuse(*_: object) -> None:
+    raise PermissionError
+
+
+@pytest.fixture(params=["asked", "from the table"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the kernel is asked: about one connection, or where it may not be, for all of them."""
+    name = str(request.param)
+    other = "_uid_between" if name == "asked" else "_asked_uid"
+    monkeypatch.setattr(peers, other, lambda *_: None)
+    return name
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("family", "ours", "their_family", "theirs"), ADDRESSES.values(), ids=ADDRESSES.keys())
 @pytest.mark.parametrize("uid", [pytest.param(None, id="the same user"), pytest.param(STRANGER, marks=as_root)])
 def test_the_user_of_a_tcp_connection(
@@ -166,7 +181,18 @@ def test_the_user_of_a_tcp_connection(
                 assert is_local(connection)
 
 
+def test_where_the_kernel_may_not_be_asked_its_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sock_diag, "uid_of", _refuse)
+    with (
+        _listening(socket.AF_INET, ("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        assert tcp_peer_uid(connection) == os.geteuid()
+
+
 @as_root
+@pytest.mark.usefixtures("way")
 def test_each_of_several_connections_has_its_own_user() -> None:
     with _listening(socket.AF_INET, ("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
@@ -176,6 +202,7 @@ def test_each_of_several_connections_has_its_own_user() -> None:
                 assert (tcp_peer_uid(first), tcp_peer_uid(second)) == (os.geteuid(), STRANGER)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("uid", [pytest.param(None, id="the same user"), pytest.param(STRANGER, marks=as_root)])
 def test_one_that_has_closed_is_nobody(uid: int | None) -> None:
     """Else it would be taken for root, to whom such connections belong in the kernel's table."""
@@ -193,6 +220,7 @@ def test_a_connection_that_is_none_belongs_to_nobody() -> None:
         assert is_local(connection)  # as far as one knows: what is not local may do more
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("hang_up", [False, True])
 def test_one_that_has_hung_up_is_nobody_but_local(*, hang_up: bool) -> None:
     """Without an answer to who it is, one of this machine must not pass for one from elsewhere."""
@@ -211,22 +239,23 @@ def test_one_that_has_hung_up_is_nobody_but_local(*, hang_up: bool) -> None:
             assert is_local(connection)
 
 
-def test_one_that_hangs_up_while_it_is_looked_for_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_hangs_up_while_it_is_looked_for_is_nobody(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its port may belong to somebody else by then."""
     with (
         _listening(socket.AF_INET, ("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as other,
     ):
         connection, _ = listener.accept()
-        read_text = Path.read_text
+        look = peers._asked_uid if way == "asked" else peers._uid_between
 
-        def read(path: Path, encoding: str) -> str:
-            text = read_text(path, encoding=encoding)
+        def look_late(*ends: Any) -> int | None:  # noqa: ANN401  as either of them takes
+            uid = look(*ends)
+            assert uid == os.geteuid()
             other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             other.close()
-            return text
+            return uid
 
-        monkeypatch.setattr(Path, "read_text", read)
+        monkeypatch.setattr(peers, look.__name__, look_late)
         with connection:
             assert tcp_peer_uid(connection) is None
 

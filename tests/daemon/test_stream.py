@@ -54,17 +54,26 @@ def test_every_operation() -> None:
                 "level": 2000,
                 "cpus": [0, 8],
                 "dry_run": True,
+                "generation": 0,
+                "host": "",
+                "score": None,
             }
             assert (await client.ask("deploy", VM))["cpus"] == [0, 8]
-            assert list(await client.ask("progress", PROGRESS)) == ["progress"]
+            assert list(await client.ask("progress", PROGRESS)) == ["progress", "host", "hosts"]
             status = await client.ask("status")
             assert (status["host"]["vms"], status["host"]["levels"][0]["vcpus"]) == (1, 2)
-            vm = VM | {"cpus": [0, 8], "pinned": [0, 8], "state": "running"}
+            vm = VM | {"cpus": [0, 8], "pinned": [0, 8], "state": "running", "host": ""}
             assert await client.ask("list") == {"vms": [vm]}
             assert await client.ask("describe", {"name": "one"}) == vm
             assert len((await client.ask("topology", {}))["cpus"]) == 16
             removed = await client.ask("remove", {"name": "one"}, {"timeout": 30.0, "request_id": "r-1"})
-            assert removed == {"name": "one", "released": [0, 8], "dry_run": False}
+            assert (removed["name"], removed["released"], removed["dry_run"]) == ("one", [0, 8], False)
+            assert removed["generation"] > status["host"]["generation"]
+            assert await client.ask("ping") == {}
+            cordoned = await client.ask("cordon", {"reason": "disk"})
+            assert cordoned == {"cordoned": True, "reason": "disk", "host": ""}
+            assert not (await client.ask("uncordon"))["cordoned"]
+            assert "there is no method 'hosts'" in (await client.refusal("hosts"))["message"]
 
     asyncio.run(check())
 
@@ -94,7 +103,7 @@ def test_errors_are_maps_for_programs_and_text_for_people() -> None:
 
 
 def test_calls_are_logged_with_their_number_or_the_callers_own(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "vmstackd")
+    caplog.set_level("INFO", "vmstack")
 
     async def check() -> None:
         async with door() as host, host.speaker() as client:
@@ -228,13 +237,13 @@ def test_other_users_cannot_even_connect() -> None:
 def test_the_role_is_asked_for_at_hello(monkeypatch: pytest.MonkeyPatch) -> None:
     async def check() -> None:
         async with door() as host:
-            monkeypatch.setattr("vmstackd.daemon.stream.role_of", lambda _: Role.NOBODY)
+            monkeypatch.setattr("vmstackd.daemon.callers.role_of", lambda _: Role.NOBODY)
             async with host.stranger() as client:
                 error = await client.refusal("hello", *HELLO)
                 assert error["code"] == "Denied"
                 assert "group vmstack" in error["message"]
                 assert await client.receive() is None
-            monkeypatch.setattr("vmstackd.daemon.stream.role_of", lambda _: Role.READER)
+            monkeypatch.setattr("vmstackd.daemon.callers.role_of", lambda _: Role.READER)
             async with host.stranger() as client:
                 assert (await client.ask("hello", *HELLO))["role"] == "reader"
                 assert (await client.refusal("deploy", VM))["code"] == "Denied"
@@ -313,7 +322,7 @@ def test_calls_beyond_those_in_progress_wait_their_turn() -> None:
 def test_a_subscriber_is_told_what_is_and_what_happens() -> None:
     async def check() -> None:
         async with door() as host, host.speaker() as client, host.speaker() as other:
-            assert await client.ask("subscribe") == {}
+            assert await client.ask("subscribe") == {"names": []}
             kind, method, (status,) = await client.receive()
             assert (kind, method, status["host"]["vms"]) == (2, "status", 0)
             await other.ask("deploy", VM)

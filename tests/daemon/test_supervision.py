@@ -83,6 +83,16 @@ def test_what_is_degraded_comes_first() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("reason", "told"), [("", "cordoned"), ("new fans", "cordoned: new fans")])
+def test_a_cordon_is_shown(reason: str, told: str) -> None:
+    async def run() -> None:
+        async with endpoint() as http:
+            await http.engine.handle(requests.Cordon(reason=reason), OPERATOR, "1")
+            assert status_line(http.engine.status()) == f"0 VMs, 16 of 16 CPUs free; {told}"
+
+    asyncio.run(run())
+
+
 def test_the_watchdog_is_fed_while_the_engine_works_and_no_longer(manager: Manager) -> None:
     async def run() -> None:
         async with endpoint() as http:

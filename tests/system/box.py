@@ -48,7 +48,7 @@ class Box:
     It sees /usr, /etc and /var of this machine, and may change them for itself; everything else starts empty,
     and none of this machine's services is enabled. Its disk (``disk`` is its size as for mount(8)) is there
     before the first boot, so that files can be written for it. ``read_only`` and ``writable`` are files and
-    directories of this machine, by their places in the box. With an address (10.77.0.1 to .254) it has an interface
+    directories of this machine, by their places in the box. With an address (10.77.0.2 to .254) it has an interface
     ``host0`` on the lab's bridge, otherwise only ``lo``.
     """
 
@@ -74,6 +74,7 @@ class Box:
         self._console = lab.path(self._directory / "console")
         self._cgroups = {hierarchy: cgroup / name for hierarchy, cgroup in lab.cgroups.items()}
         self._container: subprocess.Popen[bytes] | None = None
+        self._frozen = False
         self._options = [f"--network-bridge={BRIDGE}"] if address else ["--private-network"]
         if kvm and Path("/dev/kvm").exists():
             self._options.append("--bind=/dev/kvm")
@@ -158,7 +159,7 @@ class Box:
 
     def journal(self, *options: str) -> str:
         """What journalctl says about the box with these options, running or not."""
-        if self.leader:
+        if self.leader and not self._frozen:
             self.enter("journalctl", "--sync", check=False)
         journal = str(self._disk / "var/log/journal")
         done = subprocess.run(
@@ -211,6 +212,7 @@ class Box:
         if self._container is not None:
             self._container.wait(PATIENCE)
         self._container = None
+        self._frozen = False
         self.leader = 0
 
     def stop(self) -> None:
@@ -230,6 +232,22 @@ class Box:
             else:
                 self.lab.path(self._cgroups[UNIFIED] / "cgroup.kill").write_text("1")
         self.wait()
+
+    def cut(self) -> None:
+        """Part it from the lab's network, until ``heal`` or the next boot: packets vanish, and neither side is told."""
+        self.lab.run("ip", "link", "set", f"vb-{self.name}", "nomaster")
+
+    def heal(self) -> None:
+        """Let it have the network back."""
+        self.lab.run("ip", "link", "set", f"vb-{self.name}", "master", BRIDGE)
+
+    def freeze(self) -> None:
+        """Let it hang: none of its processes runs until ``thaw``, though its kernel still accepts connections."""
+        self._set_frozen(frozen=True)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._set_frozen(frozen=False)
 
     def remove(self) -> None:
         """Crash, and forget the disk."""
@@ -266,6 +284,15 @@ class Box:
         wants = self.path("/etc/systemd/system/sysinit.target.wants")
         wants.mkdir()
         (wants / "box.service").symlink_to("/etc/systemd/system/box.service")
+
+    def _set_frozen(self, *, frozen: bool) -> None:
+        cgroup = self.lab.path(self._cgroups[UNIFIED])
+        self._frozen = frozen
+        (cgroup / "cgroup.freeze").write_text(f"{frozen:d}")
+        deadline = time.monotonic() + PATIENCE
+        while f"frozen {frozen:d}\n" not in (cgroup / "cgroup.events").read_text():
+            assert time.monotonic() < deadline, f"box {self.name} does not {'freeze' if frozen else 'thaw'}"
+            time.sleep(0.01)
 
     def _find_leader(self) -> int:
         assert self._container is not None

@@ -23,6 +23,9 @@ BASE = Path("/run/base")
 
 BRIDGE = "lab0"
 
+ADDRESS = "10.77.0.1"
+"""Of the lab itself, in the network of its boxes."""
+
 UNIFIED = "unified"
 """The name of the cgroup v2 hierarchy."""
 
@@ -150,6 +153,7 @@ def main(token: str) -> None:
     make_base()
     cgroups = make_cgroups(token)
     network = f"link set lo up\nlink add {BRIDGE} type bridge\nlink set {BRIDGE} up\n"
+    network += f"address add {ADDRESS}/24 dev {BRIDGE}\n"
     subprocess.run(["ip", "-batch", "-"], input=network, text=True, check=True)
     # As process 1 it inherits orphans; nobody waits for them, so they must leave nothing.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

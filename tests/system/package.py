@@ -20,6 +20,7 @@ BUILD_PATIENCE = 600.0
 BUS = ("org.vmstack.Host1", "/org/vmstack/Host1", "org.vmstack.Host1")
 IMAGES = "/var/lib/libvirt/images"
 CONFIG = "/etc/vmstack/vmstackd.toml"
+CLUSTER_CONFIG = "/etc/vmstack/globald.toml"
 
 REAL = 'virt_type = "qemu"\ncritical_size = 0\n'
 """Settings for real VMs where KVM cannot be relied on."""
@@ -38,12 +39,13 @@ def package() -> Path:
     return ROOT / done.stdout.splitlines()[-1]
 
 
-def install(box: Box, config: str = "") -> None:
-    """Install it as an administrator does; config is added to its settings."""
+def install(box: Box, config: str = "", cluster_config: str = "") -> None:
+    """Install it as an administrator does; what is given is added to the settings of vmstackd and of globald."""
     box.copy(package(), f"/root/{package().name}")
     box.enter("apt-get", "install", "--yes", f"/root/{package().name}", timeout=BUILD_PATIENCE)
-    if config:
-        box.write(CONFIG, box.path(CONFIG).read_text() + config)
+    for path, added in ((CONFIG, config), (CLUSTER_CONFIG, cluster_config)):
+        if added:
+            box.write(path, box.path(path).read_text() + added)
 
 
 def put_images(box: Box, *names: str) -> None:

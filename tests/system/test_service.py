@@ -405,6 +405,46 @@ def test_its_http_socket_can_become_systemds_while_it_runs(host: Box) -> None:
         host.enter("systemctl", "stop", "vmstackd-http.socket", "vmstackd.service")
 
 
+def test_its_tcp_socket_can_be_systemds(host: Box) -> None:
+    host.enter("systemctl", "stop", "vmstackd.service")
+    host.enter("systemctl", "start", "vmstackd-tcp.socket")
+    try:
+        assert host.enter("vmstackctl", "--address", "127.0.0.1:8097", "list", "--output", "name").stdout == ""
+        assert show(host, "ActiveState") == ["active"]
+    finally:
+        host.enter("systemctl", "stop", "vmstackd-tcp.socket", "vmstackd.service")
+
+
+def test_its_tcp_port_is_open_on_loopback_as_it_comes(host: Box) -> None:
+    assert show(host, "ActiveState", unit="vmstackd-tcp.socket") == ["inactive"]
+    deploy(host, "web")
+    assert host.enter("vmstackctl", "--address", "127.0.0.1:8097", "list", "--output", "name").stdout == "web\n"
+
+
+def test_it_keeps_who_the_host_is_and_its_cordon(host: Box) -> None:
+    state = host.path("/var/lib/vmstack")
+    assert host.enter("stat", "-c", "%a %U %G", "/var/lib/vmstack").stdout == "750 vmstack vmstack\n"
+    uuid = (state / "host-uuid").read_text()
+    call(host, "Cordon", "s", "new fans")
+    try:
+        before = pid(host)
+        host.enter("systemctl", "kill", "-s", "KILL", "vmstackd")
+        restarted(host, before)
+        until(lambda: show(host, "StatusText") == ["0 VMs, 2 of 2 CPUs free; cordoned: new fans"], "no status line")
+        assert "takes no new VMs: new fans" in refused(host, *DEPLOY, "web", "1", "0.0625", "2.0", f"{IMAGES}/a.qcow2")
+    finally:
+        call(host, "Uncordon")
+    assert deploy(host, "web") == [0]
+    host.enter("systemctl", "restart", "vmstackd")
+    assert (state / "host-uuid").read_text() == uuid
+    assert sorted(path.name for path in state.iterdir()) == ["host-uuid"]
+
+
+def test_only_who_may_deploy_may_cordon(host: Box) -> None:
+    assert "may read but not cordon" in refused(host, "Cordon", "s", "mine", user="daemon")
+    assert "may read but not uncordon" in refused(host, "Uncordon", user="daemon")
+
+
 @pytest.mark.parametrize("command", ["restart", "stop"])
 def test_its_socket_is_never_lost(host: Box, command: str) -> None:
     deploy(host, "web")
@@ -441,7 +481,7 @@ def test_it_does_not_give_up_on_what_may_pass(host: Box) -> None:
 
 
 def test_the_units_are_valid(host: Box) -> None:
-    units = ["vmstackd.service", "vmstackd.socket", "vmstackd-http.socket"]
+    units = ["vmstackd.service", "vmstackd.socket", "vmstackd-http.socket", "vmstackd-tcp.socket"]
     done = host.enter("systemd-analyze", "verify", *units)
     assert (done.stdout, done.stderr) == ("", "")
 

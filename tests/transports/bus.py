@@ -149,7 +149,7 @@ class Client:
         """What a method of the host, or of a VM's object, answers. Raises CallFailed."""
         interface = NAME if path == HOST_PATH else "org.vmstack.VM1"
         answers = await self.connection.call((NAME, path, interface), member, signature, *values, patience=PATIENCE)
-        return answers[0]
+        return answers[0] if answers else None
 
     async def properties(self, path: str = HOST_PATH, interface: str = NAME) -> dict[str, Any]:
         """All of them."""

@@ -115,7 +115,7 @@ async def endpoint(
     await engine.start()
     listener = listen(address, 0)
     transport = HostHttp(engine, metrics, listener, names)
-    metrics.watch(engine.status, lambda: engine.repins)
+    metrics.watch(engine)
     await transport.start()
     try:
         yield Endpoint(engine, address, listener.getsockname()[1])

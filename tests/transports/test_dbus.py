@@ -67,7 +67,13 @@ def test_what_methods_answer(bus: Bus) -> None:
     async def check(on_bus: Served) -> None:
         call = on_bus.client.call
         assert await call("Deploy", "sudds", "one", 2, 1.5, 1.5, IMAGE) == [0, 8]
-        deployed = {"name": ("s", "two"), "level": ("x", 3000), "cpus": ("au", [4]), "dry_run": ("b", False)}
+        deployed = {
+            "name": ("s", "two"),
+            "level": ("x", 3000),
+            "cpus": ("au", [4]),
+            "dry_run": ("b", False),
+            "generation": ("x", 2),
+        }
         options = {
             "name": ("s", "two"),
             "vcpus": ("u", 1),
@@ -76,7 +82,7 @@ def test_what_methods_answer(bus: Bus) -> None:
             "image": ("s", IMAGE),
         }
         dry = await call("DeployWithOptions", "a{sv}", options | {"dry_run": ("b", True)})
-        assert dry == deployed | {"dry_run": ("b", True)}
+        assert dry == deployed | {"dry_run": ("b", True), "generation": ("x", 0)}
         assert on_bus.engine.status().host.vms == 1
         assert await call("DeployWithOptions", "a{sv}", options) == deployed
         assert await call("List") == [
@@ -100,12 +106,21 @@ def test_what_methods_answer(bus: Bus) -> None:
         assert status["free_cpus"] == ("x", 13)
         assert status["hypervisor"] == ("s", "up")
         assert status["levels"][1][0]["level"] == ("x", 1500)
+        assert (status["cordoned"], status["starting"]) == (("b", False), ("as", []))
+        assert status["critical_sizes"] == ("aau", [])
         topology = await call("Topology")
         assert topology["cpus"][1][0]["use"] == ("s", "1.5")
         assert topology["node_distances"][0] == "aau"
         removed = await call("RemoveWithOptions", "sa{sv}", "two", {"dry_run": ("b", True)})
-        assert removed == {"name": ("s", "two"), "released": ("au", [4]), "dry_run": ("b", True)}
-        assert await call("RemoveWithOptions", "sa{sv}", "two", {}) == removed | {"dry_run": ("b", False)}
+        assert removed == {
+            "name": ("s", "two"),
+            "released": ("au", [4]),
+            "dry_run": ("b", True),
+            "generation": ("x", 0),
+        }
+        really = await call("RemoveWithOptions", "sa{sv}", "two", {})
+        assert really.pop("generation") > ("x", 2)
+        assert really == {"name": ("s", "two"), "released": ("au", [4]), "dry_run": ("b", False)}
         assert await call("Remove", path=vm_path("one")) == [0, 8]
         assert await call("List") == []
 
@@ -305,6 +320,41 @@ def test_properties_tell_when_they_change(bus: Bus) -> None:
     on(bus, check)
 
 
+def test_a_cordon_is_a_property_that_tells_when_it_changes(bus: Bus) -> None:
+    async def check(on_bus: Served) -> None:
+        client = on_bus.client
+        while (await client.properties())["HypervisorState"] != "up":
+            pass
+        for method, arguments, told in (
+            ("Cordon", ("s", "Lüfter"), {"Cordoned": True, "CordonReason": "Lüfter"}),
+            ("Cordon", ("s", "other"), {"CordonReason": "other"}),
+            ("Uncordon", (), {"Cordoned": False, "CordonReason": ""}),
+        ):
+            client.signals.clear()
+            before = await client.properties()
+            assert await client.call(method, *arguments) is None
+            assert await client.properties() == before | told
+            await until(lambda: bool(client.named("PropertiesChanged")))
+            ((interface, changed, invalidated),) = client.named("PropertiesChanged")
+            assert (interface, invalidated) == (NAME, [])
+            assert {name: value for name, (_, value) in changed.items()} == told
+
+    on(bus, check)
+
+
+def test_a_cordoned_host_deploys_nothing_over_the_bus(bus: Bus) -> None:
+    async def check(on_bus: Served) -> None:
+        client = on_bus.client
+        await client.call("Cordon", "s", "new fans")
+        error = await refused(client.call("Deploy", "sudds", *EXAMPLE))
+        assert error.error == "org.vmstack.Error.Cordoned"
+        assert "new fans" in str(error)
+        await client.call("Uncordon")
+        assert await client.call("Deploy", "sudds", *EXAMPLE) == [0, 8]
+
+    on(bus, check)
+
+
 def test_many_changes_are_told_together(bus: Bus) -> None:
     async def check(on_bus: Served) -> None:
         client = on_bus.client
@@ -478,8 +528,8 @@ def test_any_text_can_cross(value: str) -> None:
     spoken.encode()
 
 
-def test_dictionaries_have_every_field() -> None:
-    vm = replies.VmReply("a", 1, 2, 3000, (1, 0), (0, 1), "running", "/a")
+def test_dictionaries_have_every_field_that_a_host_fills() -> None:
+    vm = replies.VmReply("a", 1, 2, 3000, (1, 0), (0, 1), "running", "/a", host="of a cluster")
     assert list(dictionary(vm)) == ["name", "vcpus", "memory_mib", "level", "cpus", "pinned", "state", "image"]
 
 

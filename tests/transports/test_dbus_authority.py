@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -18,6 +18,7 @@ from tests.running import ROOT
 from tests.transports.bus import NOBODY, Bus, Served, busctl, running_bus, served
 from tests.transports.endpoint import until
 from vmstackd.api import requests
+from vmstackd.engine import Engine
 from vmstackd.transports import dbus_flags, polkit
 from vmstackd.transports.dbus import NAME
 from vmstackd.transports.dbus_connection import Connection, NotAnswered
@@ -190,6 +191,26 @@ def test_every_way_to_change_something_asks(bus: Bus) -> None:
                 {"vm": "old", "level": "3.0"},
             ]
         assert [vm[0] for vm in await on_bus.client.call("List")] == ["old"]
+
+    on(bus, check)
+
+
+def test_polkit_is_asked_for_each_change_by_its_own_action(bus: Bus) -> None:
+    async def check(on_bus: Served) -> None:
+        async with stand_in(bus) as authority:
+            for words in (
+                DEPLOY,
+                (*ON_HOST, "Cordon", "s", "new fans"),
+                (*ON_HOST, "Uncordon"),
+                (*ON_HOST, "Remove", "s", "one"),
+            ):
+                assert (await as_nobody(bus, *words))[0] == 0
+            assert [(asked.action.rpartition(".")[2], asked.details) for asked in authority.asked] == [
+                ("deploy", {"vm": "one", "level": "2.0"}),
+                ("cordon", {}),
+                ("uncordon", {}),
+                ("remove", {"vm": "one", "level": "2.0"}),
+            ]
 
     on(bus, check)
 
@@ -410,11 +431,14 @@ def test_strangers_may_call_nothing_that_changes_anything(bus: Bus) -> None:
             code, _, err = await as_nobody(bus, *call)
             assert (code, DENIED in err) == (1, True), call
             assert on_bus.engine.state is before
+            assert not on_bus.engine.status().cordoned
         assert seen == {
             (HOST.name, "Deploy"),
             (HOST.name, "DeployWithOptions"),
             (HOST.name, "Remove"),
             (HOST.name, "RemoveWithOptions"),
+            (HOST.name, "Cordon"),
+            (HOST.name, "Uncordon"),
             (VM.name, "Remove"),
         }
 
@@ -464,7 +488,8 @@ def test_strangers_may_read_everything(bus: Bus) -> None:
 def test_every_operation_that_changes_something_has_its_action() -> None:
     policy = ElementTree.parse(ROOT / "systemd" / "polkit" / "org.vmstack.host1.policy").getroot()
     actions = {action.get("id"): action for action in policy.findall("action")}
-    assert set(actions) == {f"org.vmstack.host1.{kind.__name__.lower()}" for kind in requests.Change.__args__}
+    changes = set(get_args(requests.Change)) & Engine.accepted
+    assert set(actions) == {f"org.vmstack.host1.{kind.__struct_config__.tag}" for kind in changes}
     for action in actions.values():
         owners = [
             note.text for note in action.findall("annotate") if note.get("key") == "org.freedesktop.policykit.owner"

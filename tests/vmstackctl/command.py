@@ -13,16 +13,34 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+
 from tests.running import PATIENCE, ROOT, SMALL_HOST, Daemon, Finished
 
 IMAGE = "/var/lib/libvirt/images/any.qcow2"
 LARGE_HOST = str(ROOT / "topologies" / "EPYC-7662.json")
-UNWANTED = ("VMSTACKCTL_ADDRESS", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
+UNWANTED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's, without what vmstackctl looks at."""
-    return {key: value for key, value in os.environ.items() if key not in UNWANTED} | dict(extra or {})
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in UNWANTED and not key.startswith(("VMSTACKCTL_", "XDG_CONFIG_"))
+    }
+    return kept | {"XDG_CONFIG_HOME": "/nonexistent"} | dict(extra or {})
+
+
+def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Commands with the words that call them, those within others after them."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*path, name))
 
 
 def words(*arguments: str) -> list[str]:

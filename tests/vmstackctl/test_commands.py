@@ -14,12 +14,13 @@ import pytest
 
 from core.cpuset import parse_cpu_list
 from tests.running import PATIENCE, ROOT, Finished
-from tests.vmstackctl.command import IMAGE, Host, environment, run, words
+from tests.vmstackctl.command import IMAGE, Host, environment, every_command, run, words
 from vmstackctl.commands import cli
 from vmstackctl.options import EXIT_CODES
 from vmstackd.version import VERSION
 
 READING = ("status", "list", "topology")
+LONG_EXAMPLES = ("  vmstackctl deploy", "  vmstackctl pki")
 
 
 # What each command does
@@ -159,8 +160,15 @@ def test_remove_goes_on_after_a_failure_and_ends_with_the_first_ones_code(host: 
         ("watch --interval nan", "'nan' is not a number"),
         ("list --socket=", "invalid value for '--socket': it is empty"),
         ("deploy web1 --vcpus 1 --memory 1 --level 1 --image=", "invalid value for '--image': it is empty"),
-        ("list --address nowhere", "unix:/PATH"),
-        ("list --address host:8097", "unix:/PATH"),
+        ("list --address nowhere", "write it as /a/path, unix:/a/path, host:port"),
+        ("list --address host:70000", "write it as /a/path"),
+        ("list --host=", "invalid value for '--host': it is empty"),
+        ("--cluster list --socket /s", "--cluster means unix:/run/vmstack/globald.sock; leave it out"),
+        ("list --address 10.0.0.5:8097 --tls-ca /ca", "--tls-cert is missing (or VMSTACKCTL_TLS_CERT, or tls_cert in"),
+        ("host", "missing command; commands are add, remove, list"),
+        ("host frobnicate", "no such command 'frobnicate'; commands are add, remove, list"),
+        ("host add server4", "ADDRESS: must be HOST:PORT"),
+        ("host add server4:8097 --name a/b", "NAME: only letters"),
         ("completion tcsh", "'bash', 'zsh', 'fish'"),
     ],
 )
@@ -265,7 +273,7 @@ def test_the_version_is_told() -> None:
     assert run("--version").out == f"vmstackctl {VERSION}\n"
 
 
-@pytest.mark.parametrize("command", ["", *cli.commands])
+@pytest.mark.parametrize("command", ["", *(" ".join(path) for path, _ in every_command(cli))])
 def test_help_begins_with_examples_that_name_the_command(command: str) -> None:
     done = run(*command.split(), "--help")
     assert done.code == 0
@@ -273,7 +281,7 @@ def test_help_begins_with_examples_that_name_the_command(command: str) -> None:
     assert lines[0] == "Examples:"
     assert "vmstackctl" in lines[1]
     assert command in lines[1]
-    assert max(len(line) for line in lines if not line.startswith("  vmstackctl deploy")) <= 80
+    assert max(len(line) for line in lines if not line.startswith(LONG_EXAMPLES)) <= 80
 
 
 def test_all_exit_codes_are_in_the_help() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.running import PATIENCE, ROOT
+from tests.vmstackctl.cluster import Served, member, usual
 from tests.vmstackctl.command import Host, environment, run
 from vmstackctl.commands import SHELLS, completion_script
 
@@ -76,3 +77,25 @@ def test_names_that_mean_something_to_a_shell_are_not_offered(host: Host, name: 
 def test_without_a_daemon_there_are_no_names_and_no_complaints() -> None:
     assert completed("describe", "", VMSTACKCTL_ADDRESS="/nowhere") == []
     assert completed("describe", "", VMSTACKCTL_ADDRESS="nonsense") == []
+
+
+def test_names_of_hosts_are_completed(host: Host) -> None:
+    with Served((*usual(), member("$(reboot)"))) as cluster:
+        where = str(cluster.socket)
+        names = ["server1", "server2", "server3", "server4"]
+        assert completed("cordon", "", VMSTACKCTL_ADDRESS=where) == names
+        assert completed("host", "remove", "server3", VMSTACKCTL_ADDRESS=where) == ["server3"]
+        assert completed("list", "--host", "s", VMSTACKCTL_ADDRESS=where) == names
+        assert completed("host", "", VMSTACKCTL_ADDRESS=where) == ["add", "remove", "list"]
+        cluster.do(lambda: cluster.cluster.add("web1", "server1"))
+        cluster.do(lambda: cluster.cluster.add("web1", "server2"))
+        cluster.do(lambda: cluster.cluster.add("web2", "server2"))
+        assert completed("remove", "w", VMSTACKCTL_ADDRESS=where) == ["web1", "web2"]
+        assert completed("describe", "--host", "server1", "", VMSTACKCTL_ADDRESS=where) == ["web1"]
+    assert len(completed("uncordon", "", VMSTACKCTL_ADDRESS=str(host.socket))) == 1
+
+
+def test_wrong_defaults_are_nothing_to_complain_about_while_somebody_types(tmp_path: Path) -> None:
+    (tmp_path / "vmstack").mkdir()
+    (tmp_path / "vmstack" / "vmstackctl.toml").write_text("nonsense")
+    assert completed("describe", "", XDG_CONFIG_HOME=str(tmp_path)) == []

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.running import PATIENCE, ROOT
+from tests.vmstackctl.cluster import Served, usual
 from tests.vmstackctl.command import Host, environment, words
 
 
@@ -54,7 +55,7 @@ class Follower:
 
 
 @contextlib.contextmanager
-def following(host: Host, *arguments: str) -> Iterator[Follower]:
+def following(host: Host | Served, *arguments: str) -> Iterator[Follower]:
     with subprocess.Popen(
         words("--socket", str(host.socket), *arguments),
         cwd=ROOT,
@@ -143,4 +144,27 @@ def test_watch_without_a_terminal_prints_a_line_per_change(host: Host) -> None:
 def test_watch_as_json_prints_statuses_only(host: Host) -> None:
     with following(host, "watch", "--output", "json", "--interval", "0") as follower:
         assert json.loads(follower.wait_for("generation"))["host"]["cpus"] == 16
+        assert follower.interrupt() == (0, "")
+
+
+def test_events_of_a_cluster_name_the_host() -> None:
+    with Served(usual()) as cluster, following(cluster, "events") as follower:
+
+        def again() -> None:
+            cluster.ctl("cordon", "server1", "--reason", "disks")
+
+        line = follower.wait_for("host server1", again)
+        assert re.fullmatch(r"[0-9:]{8} host server1 is cordoned: disks\n", line)
+        cluster.deploy("web1", 2, "--host", "server3")
+        follower.wait_for(r"deployed web1: level 2:1 on CPUs 0-1 of server3$")
+        cluster.ctl("remove", "web1")
+        follower.wait_for(r"removed web1: freed CPUs 0-1 of server3$")
+        cluster.stop()
+        follower.wait_for(r"disconnected: .*; what happens until globald is back is not told$")
+        assert follower.interrupt() == (0, "")
+
+
+def test_watch_of_a_cluster_without_a_terminal_prints_sums() -> None:
+    with Served(usual()) as cluster, following(cluster, "watch", "--interval", "0") as follower:
+        follower.wait_for(r"^[0-9:]{8} 6 VMs, 31 of 48 CPUs free, 186 GiB of 192 GiB free, 1:1 12 vCPUs on 12 CPUs, ")
         assert follower.interrupt() == (0, "")

@@ -8,9 +8,19 @@ import pytest
 from tests.vmstackctl.hosts import cpu, host, vm
 from vmstackctl import lines
 from vmstackctl.lines import Connected, Disconnected
-from vmstackd.api.replies import Deployed, ListReply, ProgressReply, Removed
+from vmstackd.api.replies import (
+    CordonReply,
+    Deployed,
+    DuplicateVm,
+    HostListed,
+    HostsReply,
+    ListReply,
+    ProgressReply,
+    Removed,
+)
 from vmstackd.api.session import (
     Degraded,
+    HostChanged,
     Missed,
     VmAdopted,
     VmDeployed,
@@ -32,9 +42,22 @@ EVENTS: tuple[lines.Line, ...] = (
     Disconnected(time=0, reason=EVIL),
     Connected(time=0, vms=2),
 )
+OF_A_CLUSTER: tuple[lines.Line, ...] = (
+    VmDeployed(time=0, name="a", level=2000, cpus=(3, 1, 2), host=EVIL),
+    VmRemoved(time=0, name="a", released=(1,), host=EVIL),
+    VmRefused(time=0, name="a", operation="remove", code="Denied", reason="no", host=EVIL),
+    VmAdopted(time=0, name="a", level=1500, cpus=(1,), host=EVIL),
+    VmGone(time=0, name="a", host=EVIL),
+    Degraded(time=0, problems=("p",), host=EVIL),
+    Degraded(time=0, problems=(), host=EVIL),
+    HostChanged(time=0, host=EVIL, state="unknown", reason=EVIL),
+    HostChanged(time=0, host=EVIL, state="removed"),
+    Disconnected(time=0, reason="r", program="globald"),
+    Connected(time=0, vms=2, program="globald"),
+)
 
 
-@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("event", [*EVENTS, *OF_A_CLUSTER], ids=lambda event: type(event).__name__)
 def test_each_event_is_a_line_whatever_the_names(event: lines.Line) -> None:
     assert lines.event(event).isprintable()
     text = lines.json_line(event)
@@ -50,6 +73,38 @@ def test_events_say_what_happened() -> None:
     assert said[6] == "well: all is as it should be"
     assert said[7] == "missed: 1 event could not be delivered in time"
     assert said[9] == "connected: vmstackd is back with 2 VMs; events may have been missed"
+
+
+def test_events_of_a_cluster_say_where() -> None:
+    evil = "a\\x1b[2J\\nb"
+    assert [lines.event(event).split(" ", 1)[1] for event in OF_A_CLUSTER] == [
+        f"deployed a: level 2:1 on CPUs 1-3 of {evil}",
+        f"removed a: freed CPUs 1 of {evil}",
+        f"refused remove a on {evil}: Denied: no",
+        f"adopted a: level 1.5:1 on CPUs 1 of {evil}",
+        f"gone a from {evil}: ended without vmstackd",
+        f"degraded {evil}: p",
+        f"well {evil}: all is as it should be",
+        f"host {evil} is unknown: {evil}",
+        f"host {evil} is removed",
+        "disconnected: r; what happens until globald is back is not told",
+        "connected: globald is back with 2 VMs; events may have been missed",
+    ]
+
+
+def test_json_of_a_host_has_nothing_that_only_clusters_tell() -> None:
+    done = Deployed(name="web1", level=1500, cpus=(8,))
+    assert not json.loads(lines.json_line(done)).keys() & {"host", "score"}
+    assert (
+        json.loads(lines.json_line(msgspec.structs.replace(done, host="h", score=0.0))).items()
+        >= {
+            "host": "h",
+            "score": 0.0,
+        }.items()
+    )
+    assert json.loads(lines.json_line(ProgressReply(progress=1.0))) == {"progress": 1.0}
+    assert json.loads(lines.json_line(HostsReply(hosts=()))) == {"hosts": [], "duplicates": []}
+    assert json.loads(lines.json_line(EVENTS[-1])) == {"event": "connected", "time": 0, "vms": 2}
 
 
 def test_json_has_the_fields_of_the_reply_and_levels_as_text_too() -> None:
@@ -71,6 +126,9 @@ def test_what_was_done_and_what_would_be() -> None:
     assert lines.removed(msgspec.structs.replace(gone, released=(), dry_run=True)) == (
         "web1: would be removed and free no CPUs (dry run: nothing was changed)"
     )
+    there = msgspec.structs.replace(done, host="server3", score=12.34)
+    assert lines.deployed(there) == "web1: runs at level 1.5:1 on CPUs 8-9,136 of server3 (score 12.3)"
+    assert lines.removed(msgspec.structs.replace(gone, host="server3")) == "web1: removed from server3, freed CPUs 8-9"
     assert lines.progress(ProgressReply(progress=-3.25)).startswith("-3.2 MiB per CPU")
 
 
@@ -80,4 +138,26 @@ def test_a_status_in_a_line() -> None:
     assert lines.status(down) == (
         "1 VM, 0 of 2 CPUs free, 2 GiB of 4 GiB free, 2:1 4 vCPUs on 3 CPUs, 1 CPU held, hypervisor down, "
         "! a\\x1b[2J\\nb"
+    )
+    assert ", cordoned, hypervisor down" in lines.status(msgspec.structs.replace(down, cordoned=True))
+
+
+def test_what_became_of_a_host() -> None:
+    assert lines.cordoned(CordonReply(cordoned=True, reason="disks\n"), "here") == (
+        "here: cordoned (disks\\n), gets no new VMs"
+    )
+    assert lines.cordoned(CordonReply(cordoned=False, reason="", host="there"), "here") == "there: gets new VMs again"
+    added = HostListed(address="a:8097", name="/d/a.toml", listed=True)
+    assert lines.listed(added) == "a:8097: part of the cluster (/d/a.toml); vmstackctl hosts shows when it is up"
+    gone = [HostListed(address="a:8097", name="server1", listed=False, vms=vms) for vms in (0, 1, 2)]
+    assert [lines.listed(reply) for reply in gone] == [
+        "server1: no longer part of the cluster",
+        "server1: no longer part of the cluster; its VM runs on",
+        "server1: no longer part of the cluster; 2 VMs of it run on",
+    ]
+
+
+def test_a_name_on_several_hosts_comes_with_what_can_be_typed() -> None:
+    assert lines.duplicate(DuplicateVm(name="a b", hosts=("server1", "server4"))) == (
+        "a b is on server1 and server4: vmstackctl remove 'a b' --host HOST removes one of them"
     )

@@ -31,5 +31,12 @@ def test_commands_import_little(host: Host) -> None:
     assert not imported("--help") & (SLOW | DRAWING)
 
 
+def test_certificates_cost_only_those_who_make_them(host: Host) -> None:
+    found = imported("--socket", str(host.socket), "status")
+    assert "vmstackctl.commands" in found
+    assert not found & {"vmstackctl.pki", "vmstackctl.certificates", "cryptography"}
+    assert "cryptography" not in imported("pki", "--help")
+
+
 def test_the_entry_point_is_the_module() -> None:
     assert run("--version").out.startswith("vmstackctl ")

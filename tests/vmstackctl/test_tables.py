@@ -17,6 +17,22 @@ def test_a_list_has_a_line_for_each_vm() -> None:
     assert lines[2].startswith("db ")
 
 
+def test_the_list_of_a_cluster_has_hosts() -> None:
+    there = msgspec.structs.replace(vm(), host="server1")
+    silent = msgspec.structs.replace(
+        vm("db", "", ""), host="server2", vcpus=0, memory_mib=0, level=0, state="unknown", image=""
+    )
+    lines = drawn(VmTable((there, silent), hosts=True), terminal(80)).splitlines()
+    assert lines[0].split() == ["NAME", "HOST", "LEVEL", "VCPUS", "MEMORY", "STATE", "CPUS"]
+    assert lines[1].split() == ["web1", "server1", "2:1", "4", "8", "GiB", "running", "8-9,136-137"]
+    assert lines[2].split() == ["db", "server2", "-", "-", "-", "unknown"]
+    details = drawn(VmDetails(there), terminal(80))
+    assert details.startswith("web1\n  host    server1\n  level   2:1, 4 CPUs\n")
+    assert (
+        drawn(VmDetails(silent), terminal(80)) == "db\n  host   server2\n  state  unknown: its host does not answer\n"
+    )
+
+
 def test_a_wide_list_has_the_images() -> None:
     assert "/srv/web1" in drawn(VmTable((vm(),)), terminal(200))
     assert "/srv/web1" in drawn(VmTable((vm(),)), PIPE)

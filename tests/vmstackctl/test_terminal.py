@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.running import PATIENCE, ROOT
+from tests.vmstackctl.cluster import Served, level, member, usual
 from tests.vmstackctl.command import LARGE_HOST, Host, environment, words
 from tests.vmstackctl.hosts import ESCAPE
 
@@ -114,7 +115,7 @@ def large_host() -> Iterator[Host]:
         host.close()
 
 
-def ctl(host: Host, *arguments: str) -> tuple[str, ...]:
+def ctl(host: Host | Served, *arguments: str) -> tuple[str, ...]:
     return tuple(words("--socket", str(host.socket), *arguments))
 
 
@@ -259,3 +260,61 @@ def test_watch_can_be_ended_while_the_daemon_hangs() -> None:
     finally:
         terminal.close()
         host.close()
+
+
+@pytest.mark.parametrize("command", ["hosts", "host list", "status", "list", "progress --vcpus 1 --memory 1 --level 1"])
+def test_tables_of_a_cluster_fit_the_terminal(terminal: Terminal, command: str) -> None:
+    hosts = (
+        member("日本語のホスト" * 10, "up", "", *(level(1000 * n, 1) for n in range(1, 17))),
+        member("\033[2J"),
+        *usual(),
+    )
+    with Served(hosts) as cluster:
+        cluster.do(lambda: cluster.cluster.add("日本語の名前" * 20, hosts[0].name))
+        terminal.start(*ctl(cluster, *command.split()))
+        terminal.wait_for(rf"\n{PROMPT}$")
+        is_well_drawn(terminal)
+
+
+def test_watch_shows_the_hosts_of_a_cluster_and_what_becomes_of_them(terminal: Terminal) -> None:
+    with Served(usual()) as cluster:
+        terminal.start(*ctl(cluster, "watch", "--interval", "0"))
+        terminal.wait_for("q or Ctrl-C ends")
+        screen = terminal.wait_for(r"^server1 +up ")
+        assert re.search(r"^! server3 is unknown: silent for 12 s", screen, re.MULTILINE)
+        is_well_drawn(terminal)
+        cluster.ctl("cordon", "server1", "--reason", "new fans")
+        terminal.wait_for(r"(?s)^server1 +cordoned .*^! server1 is cordoned: new fans.*host server1 is cordoned")
+        cluster.deploy("web1", 1, "--host", "server1")
+        terminal.wait_for("deployed web1: level 2:1 on CPUs 0 of server1")
+        cluster.ctl("host", "add", "server9:8097")
+        terminal.wait_for(r"^server9 +connecting ")
+        is_well_drawn(terminal)
+        cluster.stop()
+        terminal.wait_for(r"^globald is away: ")
+        assert re.search(r"^server9 +connecting ", terminal.screen(), re.MULTILINE)
+        is_well_drawn(terminal)
+        terminal.type("q")
+        terminal.wait_for(rf"^{PROMPT}$")
+
+
+def test_watch_of_many_hosts_shows_trouble_and_events_whatever_the_size() -> None:
+    terminal = Terminal(80, 20)
+    hosts = [member(f"server{n}", "unknown" if n == 250 else "up", "silent" if n == 250 else "") for n in range(300)]
+    try:
+        with Served(hosts) as cluster:
+            terminal.start(*ctl(cluster, "watch", "--interval", "0"))
+            terminal.wait_for("q or Ctrl-C ends")
+            cluster.deploy("web1", 1)
+            screen = terminal.wait_for("deployed web1")
+            assert re.search(r"^server250 +unknown ", screen, re.MULTILINE)
+            assert re.search(r"^\.\.\. [0-9]+ more hosts: make the window taller\n300 hosts: ", screen, re.MULTILINE)
+            assert "more lines" not in screen
+            before = screen.count("\nserver")
+            terminal.resize(80, 40)
+            terminal.wait_for(rf"(?s)(^server[0-9]+ .*){{{before + 5}}}^\.\.\. ")
+            is_well_drawn(terminal)
+            terminal.type("q")
+            terminal.wait_for(rf"^{PROMPT}$")
+    finally:
+        terminal.close()

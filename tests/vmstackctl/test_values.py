@@ -3,11 +3,14 @@ from __future__ import annotations
 import pytest
 
 from vmstackctl.values import (
+    ago,
     count,
     cpu_list,
+    gib,
     memory,
     number,
     parse_address,
+    parse_host,
     parse_memory,
     parse_name,
     parse_ratio,
@@ -61,15 +64,21 @@ def test_what_is_no_level_is_refused_with_what_is(text: str) -> None:
         parse_ratio(text)
 
 
-@pytest.mark.parametrize("text", ["unix:/run/x.sock", "/run/x.sock"])
+@pytest.mark.parametrize("text", ["unix:/run/x.sock", "/run/x.sock", "host:8097", "tcp:host:8097", "[::1]:8097"])
 def test_addresses_are_taken_as_they_are(text: str) -> None:
     assert parse_address(text) == text
 
 
 @pytest.mark.parametrize("text", ["", "x.sock", "unix:x.sock", "host", "host:", "host:0", "host:65536", "http://h:1"])
 def test_what_is_no_address_is_refused_with_what_is(text: str) -> None:
-    with pytest.raises(ValueError, match="unix:/PATH"):
+    with pytest.raises(ValueError, match="unix:/a/path, host:port"):
         parse_address(text)
+
+
+def test_a_host_that_is_named_has_a_name() -> None:
+    assert parse_host("server1") == "server1"
+    with pytest.raises(ValueError, match="it is empty"):
+        parse_host("")
 
 
 def test_a_name_that_is_not_utf8_is_refused() -> None:
@@ -109,3 +118,6 @@ def test_numbers_are_written_short() -> None:
     assert sizes == ["0 MiB", "512 MiB", "1 GiB", "1.5 GiB", "8 GiB", "1007.6 GiB"]
     assert cpu_list((8, 136, 9, 137)) == "8-9,136-137"
     assert [count(amount, "VM") for amount in (0, 1, 2)] == ["0 VMs", "1 VM", "2 VMs"]
+    assert [gib(mib) for mib in (0, 512, 1024, 1536, 262144)] == ["0", "0.5", "1", "1.5", "256"]
+    spans = (-1, 0.9, 59, 60, 3599, 3600, 86400, 864000)
+    assert [ago(seconds) for seconds in spans] == ["0s", "0s", "59s", "1m", "59m", "1h", "1d", "10d"]

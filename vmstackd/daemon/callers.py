@@ -147,8 +147,7 @@ class _Local(_Remote):
         self._peer: Peer | None = None
 
     async def identify(self, accepted: socket.socket) -> None:
-        uid = await asyncio.to_thread(tcp_peer_uid, accepted)
-        self._peer = None if uid is None else user_peer(uid)
+        self._peer = await asyncio.to_thread(_user_at, accepted)
 
     @property
     def name(self) -> str:
@@ -161,6 +160,11 @@ class _Local(_Remote):
     @property
     def refusal(self) -> str:
         return f"members of group {READERS} may read"
+
+
+def _user_at(connection: socket.socket) -> Peer | None:
+    uid = tcp_peer_uid(connection)
+    return None if uid is None else user_peer(uid)
 
 
 class _Certified(_Remote):

@@ -180,7 +180,7 @@ class Daemon(ABC, Generic[S]):
 
     async def _serve(self, parts: contextlib.AsyncExitStack, passed: dict[str, socket.socket]) -> None:
         """Open the doors, start the operations, and wait for a signal. What is opened is closed with parts."""
-        _raise_file_limit()
+        raise_file_limit()
         # First the one whose error says which process has it.
         listeners = {
             RPC: passed.get(RPC) or self._listen_rpc(parts),
@@ -330,7 +330,7 @@ def _is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """As many descriptors as we may have: every connection takes one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):

@@ -314,6 +314,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._hello_by = self._loop.time() + self._limits.hello
         self._half_open = transport.get_extra_info("sslcontext") is None
         transport.set_write_buffer_limits(high=self._limits.mark)
+        if not self._half_open:  # asyncio reads ahead of us, to decrypt
+            transport.set_read_buffer_limits(high=wire.READ_SIZE)  # type: ignore[attr-defined]  # of TLS only
         self.visitor.connected(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
@@ -621,6 +623,7 @@ class _Connection(asyncio.BufferedProtocol):
                 continue
             for event in news.events:
                 self._send(wire.notification(event))
+                told = None  # so that a status follows, even one that was told before the event already
             if news.missed:
                 self._send(wire.notification(session.Missed(time=time.time(), count=news.missed)))
             changed = changed or news.changed

@@ -45,6 +45,7 @@ def listen(host: str, port: int, tls: Tls | None) -> socket.socket:
             "set tls_ca, tls_certificate and tls_key, or tcp_host = 127.0.0.1"
         )
     family, *_, end = found[0]
-    every = family == socket.AF_INET6 and end[0] == "::" and socket.has_dualstack_ipv6()
+    address = str(end[0])
+    both = family == socket.AF_INET6 and (address == "::" or address.startswith("::ffff:"))
     # To the address that was looked at: the name may mean another one by now.
-    return socket.create_server(end[:2], family=family, backlog=BACKLOG, dualstack_ipv6=every)
+    return socket.create_server(end, family=family, backlog=BACKLOG, dualstack_ipv6=both)

@@ -118,7 +118,7 @@ def subset_path(thousandths: int) -> str:
 
 
 def dictionary(value: msgspec.Struct) -> Dictionary:
-    """Every field under its name."""
+    """Every field under its name, but for those that only a cluster fills."""
     return {
         name: (signature, write(getattr(value, name))) for name, (signature, write) in _writers(type(value)).items()
     }
@@ -127,9 +127,15 @@ def dictionary(value: msgspec.Struct) -> Dictionary:
 @functools.cache
 def _writers(kind: type[msgspec.Struct]) -> Mapping[str, _Writer]:
     hints = get_type_hints(kind)
-    return {field.name: _writer(hints[field.name]) for field in msgspec.structs.fields(kind)}
+    names = [field.name for field in msgspec.structs.fields(kind)]
+    return {name: _writer(hints[name]) for name in names if _OF_A_CLUSTER.get(name) != hints[name]}
 
 
+_OF_A_CLUSTER: Mapping[str, object] = {
+    "host": str,
+    "hosts": tuple[replies.HostProgress, ...],
+    "score": float | None,
+}
 _WRITERS: Mapping[object, _Writer] = {
     bool: ("b", bool),
     int: ("x", int),
@@ -137,6 +143,7 @@ _WRITERS: Mapping[object, _Writer] = {
     str: ("s", text),
     tuple[int, ...]: ("au", list),
     tuple[str, ...]: ("as", lambda values: [text(value) for value in values]),
+    tuple[tuple[int, int], ...]: ("aau", lambda rows: [list(row) for row in rows]),
     tuple[tuple[int, ...], ...]: ("aau", lambda rows: [list(row) for row in rows]),
 }
 

@@ -1,4 +1,4 @@
-"""HTTP as users of the prototype type it (SEMANTICS 7 and 10), with metrics and a health check."""
+"""The HTTP endpoint of a host: the prototype's paths (SEMANTICS 7 and 10), metrics, and a health check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp import web
 from vmstackd.api import replies, requests
 from vmstackd.api.errors import VmstackError
 from vmstackd.daemon import http_values
-from vmstackd.daemon.http import HttpTransport, Route
+from vmstackd.daemon.http import HttpTransport, Route, vm_routes
 from vmstackd.engine import Engine
 from vmstackd.metrics import CONTENT_TYPE, Metrics
 
@@ -18,7 +18,7 @@ WELCOME = "Scheduler is working and waiting for instructions"
 
 
 class HostHttp(HttpTransport):
-    """The endpoint of one host."""
+    """See the module."""
 
     def __init__(self, engine: Engine, metrics: Metrics, listener: socket.socket, names: Iterable[str] = ()) -> None:
         """As HttpTransport."""
@@ -26,15 +26,11 @@ class HostHttp(HttpTransport):
         super().__init__(engine, listener, names)
 
     def routes(self) -> Mapping[str, Route]:
-        vm = ("name", "cpu", "mem", "oc", "qcow2")
-        deploy = "/deploy?name=example&cpu=1&mem=1&oc=1.0&qcow2=/var/lib/libvirt/images/volume.qcow2"
         return {
             "/": Route(self._welcome),
             "/status": Route(self._status),
             "/listvm": Route(self._list),
-            "/deploy": Route(self._deploy, changing=True, parameters=vm, example=deploy),
-            "/remove": Route(self._remove, changing=True, parameters=("name",), example="/remove?name=example"),
-            "/progress": Route(self._progress, parameters=("cpu", "mem", "oc"), example="/progress?cpu=1&mem=1&oc=1.0"),
+            **vm_routes(self._deploy, self._remove, self._progress),
             "/metrics": Route(self._metrics_text),
             "/healthz": Route(self._health),
         }
@@ -46,9 +42,8 @@ class HostHttp(HttpTransport):
         return web.Response(text=WELCOME, content_type="text/html")
 
     async def _status(self, http: web.Request) -> web.Response:
-        return web.json_response(
-            http_values.legacy_status(await self.ask(http, requests.Status(), replies.StatusReply))
-        )
+        reply = await self.ask(http, requests.Status(), replies.StatusReply)
+        return web.json_response(http_values.legacy_status(reply.host))
 
     async def _list(self, http: web.Request) -> web.Response:
         reply = await self.ask(http, requests.List(), replies.ListReply)
@@ -56,11 +51,7 @@ class HostHttp(HttpTransport):
 
     async def _deploy(self, http: web.Request) -> web.Response:
         given = await self.parameters(http)
-        await self.ask(
-            http,
-            http_values.deploy(given),
-            replies.Deployed,
-        )
+        await self.ask(http, http_values.deploy(given), replies.Deployed)
         return web.json_response({"success": True, "reason": None})
 
     async def _remove(self, http: web.Request) -> web.Response:
@@ -70,11 +61,7 @@ class HostHttp(HttpTransport):
 
     async def _progress(self, http: web.Request) -> web.Response:
         given = await self.parameters(http)
-        reply = await self.ask(
-            http,
-            http_values.progress(given),
-            replies.ProgressReply,
-        )
+        reply = await self.ask(http, http_values.progress(given), replies.ProgressReply)
         return web.json_response({"progress": reply.progress})
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
