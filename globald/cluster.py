@@ -272,7 +272,7 @@ class Cluster(Operations):
         try:
             reply = await client.deploy(order, request_id=request_id)
         except VmstackError as error:
-            if client is member.client and error.details.get("outcome") != "unknown":
+            if error is not client.lost and error.details.get("outcome") != "unknown":
                 self.members.release(reservation)  # the host itself has said no
                 raise
             raise self._uncertain(reservation, error) from error

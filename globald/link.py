@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import time
 
 import msgspec
 
-from globald.members import Member, Members, Quarantine, Reservation, State
-from vmstackd.api import session
-from vmstackd.api.errors import DeadlineExceeded, Denied, Unavailable, VmstackError
+from globald.members import Member, Members, Quarantine, State, short
+from vmstackd.api import requests, session
+from vmstackd.api.errors import DeadlineExceeded, Denied, NotFound, Unavailable, VmstackError
 from vmstackd.api.replies import StatusReply
 from vmstackd.client import MALFORMED, Client, Pushes
 from vmstackd.daemon import log
@@ -30,7 +31,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 A host that is quarantined may try again after the longest one.
 """
 GRACE_S = 5.0
-"""Seconds after a host is back, in which an order of before may still show."""
+"""Seconds after a host is back, in which an order of before may still show; then it is asked."""
+MOST_DUPLICATES = 20
+"""Logged of one host."""
 
 
 class Link:
@@ -45,7 +48,9 @@ class Link:
         self._feed = feed
         self._tls = tls
         self._turn = turn
-        self._uncertain: set[Reservation] = set()
+        self._listening: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._lie = ""
         self.told = asyncio.Event()
         """Whether the host has told what it has, or is not to be believed."""
 
@@ -55,14 +60,27 @@ class Link:
 
     async def stop(self) -> None:
         """Hang up."""
-        self.task.cancel()
+        self.cut()
         await asyncio.gather(self.task, return_exceptions=True)
 
-    def settle_later(self, reservation: Reservation) -> None:
-        """Nobody knows whether the host has got this order; once it is back, that will show."""
-        self._uncertain.add(reservation)
-        if self._member.state is State.UP:
-            self._settle_soon()
+    def cut(self) -> None:
+        """Hang up, and take no notice any more of what the host may have told."""
+        self.told.set()
+        for task in (self.task, self._listening, self._settling):
+            if task is not None:
+                task.cancel()
+
+    def distrust(self, reason: str) -> None:
+        """The host has answered what cannot be true."""
+        self._lie = reason
+        if self._listening is not None:
+            self._listening.cancel()
+
+    def settle_later(self) -> None:
+        """Nobody knows whether the host has got an order; if it does not tell, it is asked."""
+        client = self._member.client
+        if client is not None and client.lost is None and (self._settling is None or self._settling.done()):
+            self._settling = asyncio.create_task(self._settle(client))
 
     async def _run(self) -> None:
         failures = 0
@@ -75,6 +93,9 @@ class Link:
             except VmstackError as error:
                 untrue = isinstance(error, Denied) or error.details.get("fault") == MALFORMED
                 self._down(State.QUARANTINED if untrue else State.UNKNOWN, error.message)
+            except Exception:
+                log.logger.exception("unexpected error with the host at %s", self._member.entry.address)
+                self._down(State.QUARANTINED, "internal error; the log of globald has the details")
             if self._member.state is State.QUARANTINED:
                 await asyncio.sleep(LONGEST_PAUSE_S)
                 continue
@@ -97,27 +118,37 @@ class Link:
                 except TimeoutError:
                     raise Unavailable(f"it does not tell how it is within {CONNECT_S:g} s") from None
             self._up(client, told.names, first)
-            listening = loop.create_task(self._listen(pushes))
+            self._listening = listening = loop.create_task(self._listen(pushes))
             stack.callback(listening.cancel)
             quiet = QUIET_S
             while not (await asyncio.wait((listening,), timeout=quiet))[0]:
                 asked = loop.time()
                 quiet = (member.heard or asked) + QUIET_S - asked
                 if quiet <= 0:
-                    await self._ping(client, asked)
+                    await self._ping(client, asked, listening)
                     quiet = QUIET_S
+            if self._lie:
+                reason, self._lie = self._lie, ""
+                raise Quarantine(reason)
             listening.result()
 
-    async def _ping(self, client: Client, asked: float) -> None:
+    async def _ping(self, client: Client, asked: float, listening: asyncio.Task[None]) -> None:
+        """Returns once the host has answered, or listening has ended."""
         member, loop = self._member, asyncio.get_running_loop()
+        pinging = loop.create_task(client.ping(timeout=SILENT_S))
         try:
-            await client.ping(timeout=SILENT_S)
+            await asyncio.wait((pinging, listening), return_when=asyncio.FIRST_COMPLETED)
+            if not listening.done():
+                pinging.result()
+                member.heard = loop.time()
         except DeadlineExceeded as error:
             if member.heard is not None and member.heard >= asked:
                 return  # it is busy, but there
             silent = loop.time() - asked + QUIET_S
             raise Unavailable(f"silent for {silent:.0f} s") from error
-        member.heard = loop.time()
+        finally:
+            pinging.cancel()
+            await asyncio.gather(pinging, return_exceptions=True)
 
     async def _listen(self, pushes: Pushes) -> None:
         member, loop = self._member, asyncio.get_running_loop()
@@ -148,21 +179,23 @@ class Link:
             log.warning("host-moved", host=member.name, to=member.entry.address, before=moved.entry.address)
         log.info("host-up", host=member.name, address=member.entry.address, vms=len(member.names))
         self._tell_state()
-        for duplicate in self._members.duplicates_of(member):
+        for duplicate in self._members.duplicates_of(member, MOST_DUPLICATES):
             log.warning(
                 "vm-duplicate",
                 vm=duplicate.name,
-                hosts=",".join(duplicate.hosts),
+                hosts=",".join(duplicate.hosts[:MOST_DUPLICATES]),
                 next_step="say which one is to go: vmstackctl remove NAME --host HOST",
             )
-        if self._uncertain:
-            self._settle_soon()
+        self.settle_later()
 
     def _down(self, state: State, reason: str) -> None:
-        member = self._member
+        member, reason = self._member, short(reason)
         changed = (member.state, member.reason) != (state, reason)
         was_up = member.state is State.UP
-        member.client = None
+        member.client = self._listening = None
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
         self._members.set_state(member, state, reason)
         if state is State.QUARANTINED:
             self.told.set()
@@ -176,17 +209,32 @@ class Link:
         self._feed.publish(session.HostChanged(time=time.time(), host=self._member.name, state=state, reason=reason))
         self._feed.touch()
 
-    def _settle_soon(self) -> None:
-        """What has not shown by then did not reach the host."""
-        waiting, self._uncertain = self._uncertain, set()
-        asyncio.get_running_loop().call_later(GRACE_S, self._settle, waiting)
+    async def _settle(self, client: Client) -> None:
+        """Ask the host about orders of which nobody knows whether it has them, once they must have arrived."""
+        member = self._member
+        while True:
+            waiting = [reservation for reservation in member.pending.values() if reservation.uncertain]
+            if not waiting:
+                return
+            await asyncio.sleep(GRACE_S)
+            for reservation in waiting:
+                if member.pending.get(reservation.name) is not reservation:
+                    continue
+                reservation.seen = False
+                try:
+                    await client.describe(requests.Describe(name=reservation.name), timeout=SILENT_S)
+                except NotFound:
+                    self._members.release(reservation)
+                except VmstackError:
+                    if client.lost is not None:
+                        return  # and is asked when it is back
+                else:
+                    # What it has told meanwhile may be newer than what it answers.
+                    if member.pending.get(reservation.name) is reservation and not reservation.seen:
+                        self._members.found(reservation)
 
-    def _settle(self, waiting: set[Reservation]) -> None:
-        if self._member.state is not State.UP:
-            self._uncertain |= waiting
-            return
-        for reservation in waiting:
-            self._members.release(reservation)
+
+_UUID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
 def _require_host(hello: session.HelloReply) -> None:
@@ -195,5 +243,7 @@ def _require_host(hello: session.HelloReply) -> None:
         raise Quarantine(f"what answers there is {hello.program[:80]!r}, not a vmstackd")
     if not hello.uuid:
         raise Quarantine("its vmstackd is too old: it has no UUID")
+    if not _UUID.fullmatch(hello.uuid):
+        raise Quarantine(f"it has no proper UUID: {hello.uuid[:80]!r}")
     if hello.role != "operator":
-        raise Quarantine(f"it lets us only read ({hello.role}); our certificate needs the role globald")
+        raise Quarantine(f"it lets us only read ({hello.role[:80]!r}); our certificate needs the role globald")

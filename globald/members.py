@@ -237,6 +237,7 @@ class Members:
             self._own(member, name)
         member.names = now
         for reservation in list(member.pending.values()):
+            reservation.counted = False
             if reservation.name in now or reservation.generation is not None:
                 self.release(reservation)  # it is there, or has been
         member.state, member.reason, member.since = State.UP, "", time.time()
@@ -283,10 +284,12 @@ class Members:
         if not name or member.dropped or self._is_older(member, name, type(event)):
             return
         reservation = member.pending.get(name)
-        if reservation is not None and not isinstance(event, session.VmRefused):
+        if reservation is not None and reservation.uncertain:
             reservation.seen = True
         match event:
             case session.VmDeployed() | session.VmAdopted():
+                if reservation is not None:
+                    reservation.seen = True
                 if why := _names_fault((name,), member.names):
                     raise Quarantine(_untrue(why))
                 member.names.add(name)
@@ -489,6 +492,10 @@ def _with(status: HostStatus, reservation: Reservation) -> HostStatus:
     return status if refusal_on(status, *size) is not None else with_vm(status, *size)
 
 
+_LONGEST_NAME = 6 * MAX_KNOWN_NAME_BYTES
+"""Characters: bytes that are no text come as \\udcXX."""
+
+
 def _untrue(why: str) -> str:
     return f"what it tells cannot be true: {why}"
 
@@ -498,7 +505,7 @@ def _names_fault(names: Collection[str], known: Collection[str] = ()) -> str:
     if len(names) + len(known) > MOST_VMS:
         return f"it has more than {MOST_VMS} VMs"
     longest = max(names, key=len, default="")
-    if len(longest) > MAX_KNOWN_NAME_BYTES:
+    if len(longest) > _LONGEST_NAME:
         return f"the name of a VM has {len(longest)} characters: {longest[:40]!r}..."
     return ""
 

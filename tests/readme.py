@@ -11,7 +11,7 @@ from tests.running import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-MACHINE = {"avail", "vpotential", "progress", "free", "largest_vcpus", "largest_mib"}
+MACHINE = {"avail", "vpotential", "progress", "score", "free", "largest_vcpus", "largest_mib"}
 """Keys whose numbers depend on the machine."""
 
 
@@ -23,6 +23,13 @@ class Step(msgspec.Struct, frozen=True):
     printed: str = ""
 
 
+class File(msgspec.Struct, frozen=True):
+    """What is to be added to a file: a block of TOML whose first line is its path."""
+
+    path: str
+    text: str
+
+
 def part(begin: str, end: str) -> str:
     """The README from one heading to another."""
     assert README.count(f"\n{begin}\n") == README.count(f"\n{end}\n") == 1
@@ -30,10 +37,18 @@ def part(begin: str, end: str) -> str:
 
 
 def steps(text: str = README) -> list[Step]:
+    """Lines to type, in their order."""
+    return [step for step in steps_and_files(text) if isinstance(step, Step)]
+
+
+def steps_and_files(text: str) -> list[Step | File]:
     """A block of several lines says nothing about what they print; a block of one may."""
     blocks = re.findall(r"^```(\w+)\n(.*?)^```\n(\n?)", text, re.MULTILINE | re.DOTALL)
-    found = []
+    found: list[Step | File] = []
     for index, (kind, block, _) in enumerate(blocks):
+        if kind == "toml" and block.startswith("# /"):
+            path, _, rest = block.removeprefix("# ").partition("\n")
+            found.append(File(path, rest))
         if kind != "sh":
             continue
         lines = block.splitlines()

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import re
 import signal
+import socket
 import subprocess
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from globald.http import ClusterHttp
+from globald.settings import TABLE as GLOBALD
 from tests.readme import README, Step, check_printed, part, steps
 from tests.running import PATIENCE, ROOT, clean_environment
 from tests.test_tools import Runner, needs_embedded, purged, qemus, state_path
 from tools.state_dir import DEFAULT
-from vmstackd.settings import TABLE, load_settings
+from vmstackd.daemon.http import vm_routes
+from vmstackd.daemon.table import Table
+from vmstackd.settings import TABLE as VMSTACKD
+from vmstackd.settings import load_settings
 
 __all__ = ["state_path"]
 
 URL = "http://127.0.0.1:8099"
+CLUSTER_URL = "http://127.0.0.1:8100"
 HOST_FILE = "/tmp/host.json"
+SECOND_HOST_PORTS = ("8197", "8199")
+"""TCP and HTTP."""
 
 NOT_RUN = {
-    "make run": "the daemon that the other lines talk to is started by the same tools.run",
+    "make run": "the daemons that the other lines talk to are started by the same tools.run",
     "make test": "this test is a part of it",
     ".venv/bin/vmstackd --dbus none --socket none --exclude-cpus 0-1 --reserved-memory 4096": (
         "would take in the VMs of this machine's libvirtd; tests/hypervisor has a libvirtd of its own"
@@ -31,9 +44,15 @@ NOT_RUN = {
 }
 """Lines that are not run here, and why."""
 
-ON_SERVER = steps(part("## On a server", "### From a clone"))
+ON_SERVER = [
+    *steps(part("## On a server", "### From a clone")),
+    *steps(part("### A cluster of servers", "### HTTP calls of globald")),
+]
 """For a server with the package: tests/system/test_readme.py has one."""
-TALKING = [step for step in steps() if URL in step.line or "/proc/" in step.line or DEFAULT in step.line]
+TALKING = [
+    *steps(part("## Use it", "## On a server")),
+    *steps(part("## A cluster", "### A cluster of servers")),
+]
 """In their order: they build on each other."""
 ALONE = [step for step in steps() if step not in (*TALKING, *ON_SERVER) and step.line not in NOT_RUN]
 
@@ -42,13 +61,13 @@ APART = {"VMSTACKD_STATE_DIR": "none", "VMSTACKD_TCP_HOST": "none"}
 """What keeps a daemon from what this machine has; a line that names something else wins."""
 
 
-def typed(line: str) -> subprocess.CompletedProcess[str]:
+def typed(line: str, exported: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a line as typed into a shell (not as its argument, which pgrep -f would find)."""
     return subprocess.run(
         ["sh", "-s"],
         input=line + "\n",
         cwd=ROOT,
-        env=clean_environment(APART),
+        env=clean_environment(APART | dict(exported or {})),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -56,10 +75,21 @@ def typed(line: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def calls(url: str) -> set[str]:
+    """Paths that are called below it."""
+    return {match for step in TALKING for match in re.findall(re.escape(url) + r"(/\w*)", step.line)}
+
+
 def test_every_kind_of_call_is_documented_and_run() -> None:
-    paths = {match for step in TALKING for match in re.findall(re.escape(URL) + r"(/\w*)", step.line)}
-    assert paths == {"/", "/status", "/listvm", "/deploy", "/remove", "/progress", "/metrics", "/healthz"}
-    assert all(step.kind for step in TALKING if URL in step.line), "every call shows what it prints"
+    assert calls(URL) == {"/", "/status", "/listvm", "/deploy", "/remove", "/progress", "/metrics", "/healthz"}
+    assert calls(CLUSTER_URL) == {"/readyz", "/status", "/listvm", "/deploy", "/remove"}
+    assert all(step.kind for step in TALKING if step.line.startswith("curl")), "every call shows what it prints"
+
+
+@pytest.mark.parametrize("path", re.findall(r"^\| `(/\w*)` \|", README, re.MULTILINE))
+def test_the_table_of_calls_is_that_of_globald(path: str) -> None:
+    routes = inspect.getsource(ClusterHttp.routes) + inspect.getsource(vm_routes)
+    assert f'"{path}"' in routes
 
 
 def test_nothing_is_excused_that_is_not_there() -> None:
@@ -72,14 +102,30 @@ def test_every_line_that_talks_to_the_daemon_prints_what_the_readme_shows(state_
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("the README's two VMs need 2 CPUs")
 
-    def here(text: str) -> str:
-        return text.replace(URL, runner.url).replace(DEFAULT, str(state_path))
+    ports = dict(zip(SECOND_HOST_PORTS, free_ports(len(SECOND_HOST_PORTS)), strict=True))
+    exported: dict[str, str] = {}
 
-    with Runner(state_path) as runner:
+    def here(text: str) -> str:
+        text = text.replace(URL, runner.url).replace(CLUSTER_URL, runner.cluster_url).replace(DEFAULT, str(state_path))
+        for port in ports:
+            text = re.sub(rf"\b{port}\b", str(ports[port]), text)
+        return text.replace("127.0.0.1:8097", f"127.0.0.1:{runner.tcp_port}")
+
+    with contextlib.ExitStack() as stack:
+        runner = stack.enter_context(Runner(state_path, "--name", "server1"))
         for step in TALKING:
-            done = typed(here(step.line))
-            assert done.returncode == 0, (step.line, done.stderr)
-            check_printed(msgspec.structs.replace(step, printed=here(step.printed)), done.stdout)
+            line = here(step.line)
+            if line.startswith("export "):
+                name, _, value = line.removeprefix("export ").partition("=")
+                exported[name] = value
+            elif line.startswith(".venv/bin/vmstackd "):
+                stack.enter_context(served(line))
+            else:
+                wait_for_the_second_host(step, exported)
+                done = typed(line, exported)
+                assert done.returncode == 0, (line, done.stderr)
+                check_printed(msgspec.structs.replace(step, printed=here(step.printed)), without_blanks(done.stdout))
+        assert {".venv/bin/vmstackctl hosts", ".venv/bin/vmstackctl list"} <= {step.line for step in TALKING}
         assert runner.stop(signal.SIGINT) == 0
         # The form of a decision in the log is as shown.
         for shown in re.findall(r"^\S+Z info (?:deploy|remove) .*$", README, re.MULTILINE):
@@ -112,9 +158,37 @@ def test_every_other_line_works(step: Step, host_file: Path) -> None:
     check_printed(step, done.stdout)
 
 
+def free_ports(count: int) -> list[int]:
+    """Nobody has them now."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in found]
+
+
+def without_blanks(text: str) -> str:
+    """Without those at the ends of lines, which no README shows; columns may be as wide as they are."""
+    return re.sub(r" +$", "", text, flags=re.MULTILINE)
+
+
+def wait_for_the_second_host(step: Step, exported: Mapping[str, str]) -> None:
+    """It has been added; whoever types has taken longer to do so than it takes to connect."""
+    if not step.line.endswith("vmstackctl hosts"):
+        return
+    deadline = time.monotonic() + PATIENCE
+    while "2 hosts: 2 up" not in typed(step.line, exported).stdout:
+        assert time.monotonic() < deadline, "the second host is not up"
+        time.sleep(0.1)
+
+
 def check_serves(line: str) -> None:
     """A daemon starts, says that it is ready, and ends when told to."""
-    line = re.sub(r"--http-port \d+", "--http-port 0", line)
+    with served(re.sub(r"--http-port \d+", "--http-port 0", line)):
+        pass
+
+
+@contextlib.contextmanager
+def served(line: str) -> Iterator[None]:
+    """While the daemon of a line is ready."""
     with subprocess.Popen(
         ["sh", "-c", f"exec {line}"], cwd=ROOT, env=clean_environment(APART), stderr=subprocess.PIPE, text=True
     ) as process:
@@ -126,12 +200,13 @@ def check_serves(line: str) -> None:
                 break
         else:
             raise AssertionError("".join(said))
+        yield
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
 
 
 def test_the_toml_example_is_valid(tmp_path: Path) -> None:
-    [example] = re.findall(r"^```toml\n(.*?)^```\n", README, re.MULTILINE | re.DOTALL)
+    [example] = re.findall(r"^```toml\n((?!# /).*?)^```\n", README, re.MULTILINE | re.DOTALL)
     path = tmp_path / "vmstackd.toml"
     path.write_text(example, encoding="utf-8")
     settings = load_settings({}, {}, config_file=path)
@@ -139,14 +214,17 @@ def test_the_toml_example_is_valid(tmp_path: Path) -> None:
     assert settings.exclude_cpus == (0, 1, 64, 65)
 
 
-def test_the_table_has_every_setting_with_its_default() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? ?\| ", README, re.MULTILINE)
-
-    assert rows == [(row.key, row.shown_default) for row in TABLE.rows]
-
-
-def test_the_old_names_of_settings_are_all_there() -> None:
-    assert all(f"`{row.legacy}`" in README for row in TABLE.rows if row.legacy)
+@pytest.mark.parametrize(
+    ("table", "begin", "end"),
+    [(VMSTACKD, "### Settings", "### Topologies"), (GLOBALD, "### Settings of globald", "## Make targets")],
+    ids=["vmstackd", "globald"],
+)
+def test_the_table_has_every_setting_with_its_default(table: Table, begin: str, end: str) -> None:
+    text = part(begin, end)
+    assert re.findall(r"^\| `(\w+)` \| (?:`([^`]*)`)? ?\| ", text, re.MULTILINE) == [
+        (row.key, row.shown_default) for row in table.rows
+    ]
+    assert all(f"`{row.legacy}`" in text for row in table.rows if row.legacy)
 
 
 def test_the_table_has_every_make_target() -> None:
@@ -154,10 +232,12 @@ def test_the_table_has_every_make_target() -> None:
     assert sorted(re.findall(r"^\| `make ([a-z-]+)`", README, re.MULTILINE)) == sorted(targets)
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/scale.md"])
 def test_links_and_named_files_exist(name: str) -> None:
-    text = (ROOT / name).read_text(encoding="utf-8")
+    path = ROOT / name
+    text = path.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    top = "core|vmstackd|tests|tools|topologies|benchmarks"
+    top = "core|vmstackd|globald|vmstackctl|tests|tools|topologies|benchmarks|monitoring"
     files = re.findall(rf"`((?:{top})/[\w./-]*\.(?:py|pyx|pyi|json|md))`", text)
-    assert [path for path in (*links, *files) if not (ROOT / path).exists()] == []
+    assert [link for link in links if not (path.parent / link).exists()] == []
+    assert [file for file in files if not (ROOT / file).exists()] == []

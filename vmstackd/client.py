@@ -540,10 +540,10 @@ def _hung_up(address: str, error: Exception | None, *, refused: bool) -> Vmstack
         for alert, why in _ALERTS.items():
             if (error.reason or "").endswith(alert):
                 return Denied(f"{address} does not accept our certificate: {why}; {_CERTIFICATES}")
-    if refused:
-        return Denied(
-            f"{address} hung up after the handshake, so it does not accept our certificate: signed by another "
-            f"authority, expired, or not one for clients; {_LOG}"
+    if refused:  # or it was stopped in just this moment
+        return Unavailable(
+            f"{address} hung up after the handshake, as one does that does not accept our certificate: signed by "
+            f"another authority, expired, or not one for clients; {_LOG}"
         )
     why = f": {error.strerror or error}" if isinstance(error, OSError) else ""
     return Unavailable(f"{address} closed the connection{why}; its log may say why: journalctl -u vmstackd")

@@ -287,7 +287,7 @@ def test_watch_shows_the_hosts_of_a_cluster_and_what_becomes_of_them(terminal: T
         terminal.wait_for(r"(?s)^server1 +cordoned .*^! server1 is cordoned: new fans.*host server1 is cordoned")
         cluster.deploy("web1", 1, "--host", "server1")
         terminal.wait_for("deployed web1: level 2:1 on CPUs 0 of server1")
-        cluster.ctl("host", "add", "server9:8097")
+        cluster.ctl("host", "add", "server9:8097", "--name", "server9")
         terminal.wait_for(r"^server9 +connecting ")
         is_well_drawn(terminal)
         cluster.stop()
