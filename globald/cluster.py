@@ -6,26 +6,30 @@ Nothing is asked of any host to choose one. Everything is decided in the event l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import msgspec
 
-from core.admission import refusal_on
+from core.admission import MAX_CPUS, MAX_GENERATION, refusal_on
 from core.host_policy import HostPolicy
 from core.inventory import Choice
 from core.level import format_level
 from globald.link import Link
-from globald.members import CORDONED, Member, Members, Reservation, State
+from globald.members import CORDONED, Member, Members, Reservation, State, short
 from globald.sources import STATIC, Entry, Folder, read_address, together
 from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import (
     AlreadyExists,
     Cordoned,
+    DeadlineExceeded,
     HypervisorFailed,
+    Internal,
     InvalidRequest,
     NoCapacity,
     NotFound,
@@ -42,8 +46,20 @@ LOOK_S = 2.0
 """Seconds between two looks into the folder of hosts."""
 AT_ONCE = 64
 """Hosts that are asked at the same time for something that all must tell."""
+NEWS_S = 0.5
+"""Seconds for which a host that has answered a removal may take to tell how it is since."""
+READ_S = 10.0
+"""Seconds that a host gets to answer what changes nothing."""
+HOSTS_AT_ONCE = 2000
+"""In one answer, which has its limit of bytes."""
 SHOWN_PROBLEMS = 20
+MOST_DETAILS = 32
+"""Of an error, and characters of the name of one."""
+MOST_DUPLICATES = 1000
+"""Names on several hosts that are told at once."""
 CONNECTS_AT_ONCE = 64
+
+_R = TypeVar("_R")
 
 _ELSEWHERE = (NoCapacity, Cordoned, HypervisorFailed, Unavailable)
 """What one host answers, and another may not."""
@@ -80,6 +96,8 @@ class Cluster(Operations):
         self._tls = tls
         self._retried = retried
         self._links: dict[int, Link] = {}
+        self._cut: set[asyncio.Task[None]] = set()
+        """Of links to hosts that were taken out, and that hang up."""
         self._tasks: list[asyncio.Task[None]] = []
         self._problems: list[str] = []
         self._learned = asyncio.Event()
@@ -100,6 +118,7 @@ class Cluster(Operations):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(link.stop() for link in self._links.values()))
+        await asyncio.gather(*self._cut, return_exceptions=True)
 
     def reconfigure(self, policy: HostPolicy, attempts: int) -> None:
         """Choose in another way from now on."""
@@ -129,7 +148,10 @@ class Cluster(Operations):
     async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            self._look()
+            try:
+                self._look()
+            except Exception:
+                log.logger.exception("unexpected error with the files of hosts")
 
     def _look(self) -> None:
         """Make the members those that the settings and the folder name."""
@@ -160,7 +182,9 @@ class Cluster(Operations):
 
     def _take_out(self, member: Member) -> None:
         link = self._links.pop(member.number)
-        link.task.cancel()
+        link.cut()
+        self._cut.add(link.task)
+        link.task.add_done_callback(self._cut.discard)
         vms = len(member.names)
         log.info("host-removed", host=member.name, address=member.entry.address, vms=vms)
         self.members.drop(member)
@@ -191,7 +215,7 @@ class Cluster(Operations):
             case requests.Topology():
                 return await self._topology(request.host, request_id)
             case requests.Hosts():
-                return self.hosts()
+                return self._some_hosts(request.first)
             case requests.HostAdd():
                 return self._host_add(request)
             case requests.HostRemove():
@@ -209,6 +233,8 @@ class Cluster(Operations):
     # Deploy
 
     async def _deploy(self, request: requests.Deploy, request_id: str) -> replies.Deployed:
+        if self._stopping:
+            raise Unavailable("globald is stopping; try again in a moment")
         if not self.learned:
             raise Unavailable(
                 f"{self._silent()} of {len(self.members)} hosts have not told yet what they have; try again in a moment"
@@ -218,14 +244,14 @@ class Cluster(Operations):
         tried: list[int] = []
         refusal: VmstackError | None = None
         while len(tried) < self._attempts:
-            choice = self._choose(request, wanted, tried)
+            choice = self._choose(request, wanted, tried) or await self._choose_again(request, wanted, tried)
             if choice is None:
                 break
             member = self.members.at(choice.host)
             try:
                 reply = await self._ask_to_deploy(request, member, request_id)
             except _ELSEWHERE as error:
-                if error.details.get("outcome") == "unknown":
+                if error.details.get("outcome") == "unknown" or self._stopping:
                     raise
                 refusal = error
                 tried.append(choice.host)
@@ -246,7 +272,7 @@ class Cluster(Operations):
         if claim is not None and claim.uncertain:
             raise AlreadyExists(
                 f"whether {name!r} was started on host {claim.member.name!r} is not known yet; "
-                "it will be when that host is back"
+                "it will be in a moment, or when that host is back"
             )
         if claim is not None:
             raise AlreadyExists(f"{name!r} is being deployed on host {claim.member.name!r} just now")
@@ -262,34 +288,63 @@ class Cluster(Operations):
             return None
         return Choice(wanted.number, self._policy.score(status, request.level, request.vcpus, request.memory_mib))
 
+    async def _choose_again(self, request: requests.Deploy, wanted: Member | None, tried: list[int]) -> Choice | None:
+        """What has just been removed makes room that its host tells of in a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NEWS_S):
+                while any(member.behind for member in self.members):
+                    await asyncio.sleep(NEWS_S / 50)
+                    if choice := self._choose(request, wanted, tried):
+                        self._require_new(request.name)
+                        return choice
+        return None
+
     async def _ask_to_deploy(self, request: requests.Deploy, member: Member, request_id: str) -> replies.Deployed:
         """Raises what the host answers; Unavailable with outcome "unknown" if nobody knows whether the VM runs."""
         client = self._client(member)
         order = msgspec.structs.replace(request, host="")
         if request.dry_run:
-            return await client.deploy(order, request_id=request_id)
+            return self._believed(request, member, await _answer(client.deploy(order, request_id=request_id)))
         reservation = self.members.reserve(request.name, member, request.level, request.vcpus, request.memory_mib)
         try:
-            reply = await client.deploy(order, request_id=request_id)
+            reply = self._believed(request, member, await _answer(client.deploy(order, request_id=request_id)))
         except VmstackError as error:
-            if error is not client.lost and error.details.get("outcome") != "unknown":
-                self.members.release(reservation)  # the host itself has said no
-                raise
-            raise self._uncertain(reservation, error) from error
+            if error is client.lost or isinstance(error, Internal) or error.details.get("outcome") == "unknown":
+                raise self._uncertain(reservation, error) from error
+            self.members.release(reservation)  # the host itself has said no
+            raise
         except BaseException:
             self._uncertain(reservation, Unavailable("globald is stopping"))
             raise
         self.members.confirm(reservation, reply.generation)
         return reply
 
+    def _believed(self, request: requests.Deploy, member: Member, reply: replies.Deployed) -> replies.Deployed:
+        """The answer. Raises Unavailable if it cannot be one to this request, and tells the link."""
+        if (
+            (reply.name, reply.level, reply.dry_run) == (request.name, request.level, request.dry_run)
+            and 0 <= reply.generation <= MAX_GENERATION
+            and len(reply.cpus) <= MAX_CPUS
+            and min(reply.cpus, default=0) >= 0
+            and max(reply.cpus, default=0) < MAX_CPUS
+        ):
+            return reply
+        self._distrust(member, f"asked to deploy {request.name!r}, it answered {short(str(reply))}")
+        raise Unavailable("it answered what cannot be true", outcome="unknown")
+
+    def _distrust(self, member: Member, reason: str) -> None:
+        link = self._links.get(member.number)
+        if link is not None and not member.dropped:
+            link.distrust(reason)
+
     def _uncertain(self, reservation: Reservation, error: VmstackError) -> Unavailable:
         """The link broke, or the host's own link to its hypervisor: the VM may run. Its name stays taken."""
         member, name = reservation.member, reservation.name
-        if reservation.seen:
+        if reservation.seen or member.dropped:
             self.members.release(reservation)
         else:
             reservation.uncertain = True
-            self._links[member.number].settle_later(reservation)
+            self._links[member.number].settle_later()
         return Unavailable(
             f"whether {name!r} was started on host {member.name!r} is unknown: {error.message.partition(';')[0]}; "
             f"look with vmstackctl list --host {member.name}",
@@ -340,9 +395,26 @@ class Cluster(Operations):
     async def _remove(self, request: requests.Remove, request_id: str) -> replies.Removed:
         member = self._owner(request.name, request.host)
         client = self._client(member)
-        reply = await client.remove(msgspec.structs.replace(request, host=""), request_id=request_id)
-        if not request.dry_run:
-            self.members.removed(member, request.name)
+        removal = self.members.remove(request.name, member)
+        generation: int | None = None
+        try:
+            reply = await _answer(client.remove(msgspec.structs.replace(request, host=""), request_id=request_id))
+            if (reply.name, reply.dry_run) != (request.name, request.dry_run):
+                self._distrust(member, f"asked to remove {request.name!r}, it answered {short(str(reply))}")
+                raise Unavailable(f"host {member.name!r} answered what cannot be true")
+            if not reply.dry_run:
+                generation = min(max(0, reply.generation), MAX_GENERATION)
+        except VmstackError as error:
+            if error is client.lost and not request.dry_run:
+                raise Unavailable(
+                    f"whether {request.name!r} was removed from host {member.name!r} is unknown: "
+                    f"{error.message.partition(';')[0]}; it will be when that host is back",
+                    outcome="unknown",
+                    host=member.name,
+                ) from error
+            raise
+        finally:
+            self.members.removal_ended(removal, generation)
         return msgspec.structs.replace(reply, host=member.name)
 
     def _owner(self, name: str, host: str) -> Member:
@@ -373,9 +445,12 @@ class Cluster(Operations):
 
     def _client(self, member: Member) -> Client:
         """The connection to a host that is up. Raises Unavailable."""
-        if member.state is not State.UP or member.client is None:
+        client = member.client
+        if member.state is State.UP and client is not None and client.lost is not None:
+            raise Unavailable(f"host {member.name!r} is {State.UNKNOWN.value}: {client.lost.message}", host=member.name)
+        if member.state is not State.UP or client is None:
             raise Unavailable(f"host {member.name!r} is {member.state.value}: {member.reason}", host=member.name)
-        return member.client
+        return client
 
     async def _set_cordon(self, request: requests.Cordon | requests.Uncordon, request_id: str) -> replies.CordonReply:
         if not request.host:
@@ -383,9 +458,9 @@ class Cluster(Operations):
         member = self._member(request.host)
         client = self._client(member)
         if isinstance(request, requests.Cordon):
-            reply = await client.cordon(msgspec.structs.replace(request, host=""), request_id=request_id)
+            reply = await _answer(client.cordon(msgspec.structs.replace(request, host=""), request_id=request_id))
         else:
-            reply = await client.uncordon(msgspec.structs.replace(request, host=""), request_id=request_id)
+            reply = await _answer(client.uncordon(msgspec.structs.replace(request, host=""), request_id=request_id))
         if member.reply is not None:
             cordoned = msgspec.structs.replace(member.reply, cordoned=reply.cordoned, cordon_reason=reply.reason)
             member.reply = cordoned  # at once, and not only when the host pushes it
@@ -396,7 +471,20 @@ class Cluster(Operations):
         """All hosts of this moment."""
         now = asyncio.get_running_loop().time()
         return replies.HostsReply(
-            hosts=tuple(_host_reply(member, now) for member in self.members), duplicates=self.members.duplicates()
+            hosts=tuple(_host_reply(member, now) for member in self.members),
+            duplicates=self.members.duplicates(MOST_DUPLICATES),
+        )
+
+    def _some_hosts(self, first: int) -> replies.HostsReply:
+        members = list(self.members)
+        if not 0 <= first <= len(members):
+            raise InvalidRequest(f"first: there are {len(members)} hosts", field="first")
+        now = asyncio.get_running_loop().time()
+        end = first + HOSTS_AT_ONCE
+        return replies.HostsReply(
+            hosts=tuple(_host_reply(member, now) for member in members[first:end]),
+            duplicates=self.members.duplicates(HOSTS_AT_ONCE) if first == 0 else (),
+            following=end if end < len(members) else None,
         )
 
     def _host_add(self, request: requests.HostAdd) -> replies.HostListed:
@@ -423,7 +511,9 @@ class Cluster(Operations):
         self._folder.remove(member.entry)
         vms = len(member.names)
         self._look()
-        return replies.HostListed(address=member.entry.address, name=member.name, listed=False, vms=vms)
+        address = member.entry.address
+        listed = self.members.at_address(address) is not None  # another file names it too
+        return replies.HostListed(address=address, name=member.name, listed=listed, vms=vms)
 
     # Reading
 
@@ -449,8 +539,8 @@ class Cluster(Operations):
                     yield "and more hosts; see vmstackctl hosts"
                     break
                 yield f"host {member.name} is {state}: {reason}"
-        for duplicate in self.members.duplicates()[:SHOWN_PROBLEMS]:
-            yield f"VM {duplicate.name!r} is on several hosts: {', '.join(duplicate.hosts)}"
+        for duplicate in self.members.duplicates(SHOWN_PROBLEMS):
+            yield f"VM {short(duplicate.name)!r} is on several hosts: {', '.join(duplicate.hosts[:SHOWN_PROBLEMS])}"
         yield from self._problems[:SHOWN_PROBLEMS]
 
     def _status_of(self, host: str) -> replies.StatusReply:
@@ -495,8 +585,8 @@ class Cluster(Operations):
         async def vms_of(member: Member) -> tuple[replies.VmReply, ...]:
             async with turn:
                 try:
-                    reply = await self._client(member).list(request_id=request_id)
-                except Unavailable:
+                    reply = await self._client(member).list(timeout=READ_S, request_id=request_id)
+                except VmstackError:
                     return tuple(_unknown(name, member) for name in sorted(member.names))
             return tuple([msgspec.structs.replace(vm, host=member.name) for vm in reply.vms])
 
@@ -506,20 +596,36 @@ class Cluster(Operations):
     async def _describe(self, request: requests.Describe, request_id: str) -> replies.VmReply:
         member = self._owner(request.name, request.host)
         try:
-            reply = await self._client(member).describe(
-                msgspec.structs.replace(request, host=""), request_id=request_id
+            reply = await _answer(
+                self._client(member).describe(
+                    msgspec.structs.replace(request, host=""), timeout=READ_S, request_id=request_id
+                )
             )
-        except Unavailable:
+        except (Unavailable, DeadlineExceeded):
             return _unknown(request.name, member)
         return msgspec.structs.replace(reply, host=member.name)
 
     async def _topology(self, host: str, request_id: str) -> replies.TopologyReply:
         if not host:
             raise InvalidRequest("host: which host is meant must be said", field="host")
-        return await self._client(self._member(host)).topology(request_id=request_id)
+        return await _answer(self._client(self._member(host)).topology(timeout=READ_S, request_id=request_id))
 
 
 _IN_WORDS = {"cpu": "no cpu", "memory": "no memory"}
+
+
+async def _answer(call: Awaitable[_R]) -> _R:
+    """What a host answers. What it says of an error is as long as people read, and no longer."""
+    try:
+        return await call
+    except VmstackError as error:
+        error.message = short(error.message)
+        error.details = {
+            key: short(value) if isinstance(value, str) else value
+            for key, value in islice(error.details.items(), MOST_DETAILS)
+            if len(key) <= MOST_DETAILS
+        }
+        raise
 
 
 def _unknown(name: str, member: Member) -> replies.VmReply:

@@ -72,8 +72,8 @@ class Link:
 
     def distrust(self, reason: str) -> None:
         """The host has answered what cannot be true."""
-        self._lie = reason
-        if self._listening is not None:
+        if self._listening is not None and not self._listening.done():
+            self._lie = reason
             self._listening.cancel()
 
     def settle_later(self) -> None:

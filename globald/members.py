@@ -84,7 +84,8 @@ class Member:
     names: of its VMs; others: of those that are in no level or shut off, as it last told; leaving: of those that
     have ended, until it tells whether they are shut off now. expected: how it told last that it is, with what it has
     been asked since. ahead: kinds of events that are still to come for what it has answered already, by VM; whatever
-    else it tells of that VM before is older. dropped: it is no longer one of the cluster.
+    else it tells of that VM before is older. emptied: the generation of the last removal that it has answered. dropped:
+    it is no longer one of the cluster.
     """
 
     def __init__(self, number: int, entry: Entry) -> None:
@@ -105,6 +106,7 @@ class Member:
         self.pending: dict[str, Reservation] = {}
         self.removals: dict[str, list[Removal]] = {}
         self.ahead: dict[str, list[type[session.Event]]] = {}
+        self.emptied = 0
         self.dropped = False
         self.expected: HostStatus | None = None
         self.alone = (self,)
@@ -125,6 +127,11 @@ class Member:
         """Why it can have no new VM now; empty if it can."""
         shown, _ = self.shown_state
         return {State.UP.value: "", State.CONNECTING.value: State.UNKNOWN.value}.get(shown, shown)
+
+    @property
+    def behind(self) -> bool:
+        """Whether it will tell in a moment that it has more room."""
+        return self.reply is not None and self.reply.host.generation < self.emptied
 
     def has(self, name: str) -> bool:
         """Whether a VM of this name is there, as far as is known."""
@@ -230,6 +237,7 @@ class Members:
         member.reply = None
         member.leaving.clear()
         member.ahead.clear()
+        member.emptied = 0
         for name in member.names - now:
             member.names.discard(name)
             self._disown(member, name)
@@ -392,14 +400,17 @@ class Members:
         member.removals.setdefault(name, []).append(removal)
         return removal
 
-    def removal_ended(self, removal: Removal, *, removed: bool) -> None:
-        """removed: whether the host has answered that the VM is gone."""
+    def removal_ended(self, removal: Removal, generation: int | None) -> None:
+        """generation: as the host answered, if the VM is gone."""
         member, name = removal.member, removal.name
         asked = member.removals[name]
         asked.remove(removal)
         if not asked:
             del member.removals[name]
-        if removed and not removal.seen and not member.dropped:
+        if generation is None or member.dropped:
+            return
+        member.emptied = max(member.emptied, generation)
+        if not removal.seen:
             member.ahead.setdefault(name, []).append(session.VmRemoved)
             self._gone(member, name)
 
@@ -458,6 +469,9 @@ class Members:
         if name in member.others:
             member.others -= {name}
         self._disown(member, name)
+        reservation = member.pending.get(name)
+        if reservation is not None and reservation.generation is not None:
+            self.release(reservation)
 
     def _forget_vms(self, member: Member) -> None:
         names = member.names | member.others | member.leaving

@@ -6,8 +6,10 @@ A file is ``address = "HOST:PORT"`` or ``addresses = ["HOST:PORT", ...]``.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import re
+import stat
 import tempfile
 import tomllib
 from collections.abc import Iterable
@@ -57,7 +59,23 @@ def read_address(text: str) -> str:
         raise ValueError(f"HOST:PORT ({error.message})") from error
     if address.path or not address.port:
         raise ValueError("HOST:PORT")
-    return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+    if ":" in address.host:
+        host, _, zone = address.host.partition("%")
+        compressed = ipaddress.IPv6Address(host).compressed
+        return f"[{compressed}%{zone}]:{address.port}" if zone else f"[{compressed}]:{address.port}"
+    try:
+        address.host.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"HOST:PORT; {address.host[:80]!r} is no name of a host") from error
+    return f"{address.host.lower()}:{address.port}"
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """A file. stamp: of what was read. addresses: what it names, or named before it became unusable."""
+
+    stamp: tuple[int, int, int] | None
+    addresses: tuple[str, ...] = ()
+    problem: str = ""
 
 
 class Folder:
@@ -65,12 +83,10 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {}
+        self._known: dict[str, _Found] = {}
 
     def read(self) -> tuple[list[Entry], list[str]]:
-        """The hosts, by file in the order of their names; and what is wrong with new or changed files, in words."""
-        found: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {}
-        problems: list[str] = []
+        """The hosts, by file in the order of their names; and what is wrong with the files, in words."""
         try:
             with os.scandir(self._path) as files:
                 names = sorted(file.name for file in files if _is_ours(file.name))
@@ -78,32 +94,31 @@ class Folder:
             names = []
         except OSError as error:
             return self._entries(), [f"{self._path}: cannot be read: {error.strerror}"]
-        for name in names:
-            before = self._known.get(name)
-            try:
-                stamp = _stamp(self._path / name)
-                if before is not None and before[0] == stamp:
-                    found[name] = before
-                    continue
-                found[name] = (stamp, _addresses(self._path / name))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                problems.append(f"{self._path / name}: cannot be read: {error.strerror}")
-            except ValueError as error:
-                problems.append(f"{self._path / name}: {error}")
-                found[name] = (stamp, () if before is None else before[1])
-                continue
-            if name not in found and before is not None:
-                found[name] = before
-        self._known = found
-        return self._entries(), problems
+        found = {name: self._look_at(name) for name in names}
+        self._known = {name: file for name, file in found.items() if file is not None}
+        return self._entries(), [file.problem for file in self._known.values() if file.problem]
+
+    def _look_at(self, name: str) -> _Found | None:
+        """A file as it is now; None if it is gone."""
+        path = self._path / name
+        before = self._known.get(name, _Found(None))
+        stamp = None
+        try:
+            stamp = _stamp(path)
+            return before if before.stamp == stamp else _Found(stamp, _addresses(path))
+        except FileNotFoundError:
+            if not path.is_symlink():
+                return None
+            problem = "is a link to a file that does not exist"
+        except OSError as error:
+            stamp, problem = None, f"cannot be read: {error.strerror}"
+        except ValueError as error:
+            problem = str(error)
+        return _Found(stamp, before.addresses, f"{path}: {problem}")
 
     def _entries(self) -> list[Entry]:
         return [
-            Entry(address, str(self._path / name))
-            for name, (_, addresses) in self._known.items()
-            for address in addresses
+            Entry(address, str(self._path / name)) for name, file in self._known.items() for address in file.addresses
         ]
 
     def add(self, address: str, name: str) -> str:
@@ -166,11 +181,16 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Else a FIFO would be waited for until somebody writes."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _addresses(path: Path) -> tuple[str, ...]:
     """Raises ValueError with what is wrong, OSError."""
-    if not path.is_file():
-        raise ValueError("not a regular file")
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ValueError(f"larger than {MOST_BYTES} bytes")

@@ -107,8 +107,8 @@ def test_every_line_that_talks_to_the_daemon_prints_what_the_readme_shows(state_
 
     def here(text: str) -> str:
         text = text.replace(URL, runner.url).replace(CLUSTER_URL, runner.cluster_url).replace(DEFAULT, str(state_path))
-        for port in ports:
-            text = re.sub(rf"\b{port}\b", str(ports[port]), text)
+        for shown, taken in ports.items():
+            text = re.sub(rf"\b{shown}\b", str(taken), text)
         return text.replace("127.0.0.1:8097", f"127.0.0.1:{runner.tcp_port}")
 
     with contextlib.ExitStack() as stack:

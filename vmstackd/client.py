@@ -201,8 +201,12 @@ class Client:
         timeout: float | None = None,  # noqa: ASYNC109
         request_id: str | None = None,
     ) -> replies.HostsReply:
-        """The hosts of a cluster."""
-        return await self._call(requests.Hosts(), replies.HostsReply, timeout, request_id)
+        """The hosts of a cluster, all of them. timeout: for each of the answers that this takes."""
+        reply = await self._call(requests.Hosts(), replies.HostsReply, timeout, request_id)
+        while reply.following is not None:
+            rest = await self._call(requests.Hosts(first=reply.following), replies.HostsReply, timeout, request_id)
+            reply = msgspec.structs.replace(rest, hosts=reply.hosts + rest.hosts, duplicates=reply.duplicates)
+        return reply
 
     async def host_add(
         self,

@@ -5,6 +5,7 @@ What a program may do stands in its certificate: the role, as a URI among its na
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import ssl
 import stat
@@ -113,7 +114,12 @@ def name_of(peer_certificate: Mapping[str, Any] | None) -> str:
 def hosts_in(peer_certificate: Mapping[str, Any] | None) -> tuple[str, ...]:
     """The names and addresses for which a server's certificate is good."""
     names = (peer_certificate or {}).get("subjectAltName", ())
-    return tuple(name for kind, name in names if kind in ("DNS", "IP Address"))
+    return tuple(
+        # An address of IPv6 is spelled out there.
+        str(ipaddress.ip_address(name.strip())) if kind == "IP Address" else name
+        for kind, name in names
+        if kind in ("DNS", "IP Address")
+    )
 
 
 def _look(files: TlsFiles) -> tuple[tuple[int, int, int, int] | None, ...]:

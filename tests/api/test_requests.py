@@ -25,11 +25,12 @@ from vmstackd.api.requests import (
 )
 
 KINDS: tuple[type[Any], ...] = get_args(Request)
-FIELDS = {"name", "vcpus", "memory_mib", "level", "image", "host", "reason", "address"}
+FIELDS = {"name", "vcpus", "memory_mib", "level", "image", "host", "reason", "address", "first"}
 NUMBERS = st.integers() | st.integers(-5, 70_000) | st.sampled_from([10**30, -(10**30), 2**63, 64_000, 64_001])
 TEXTS = st.text() | st.text(alphabet="a/. -\n\x00\ud800\u202eü", max_size=200) | st.just("/" + "x" * 5000)
 ADDRESSES = TEXTS | st.from_regex(r"[a-z0-9.:%\[\]-]{0,20}:[0-9]{0,6}", fullmatch=True)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "first": NUMBERS,
     "name": TEXTS,
     "vcpus": NUMBERS,
     "memory_mib": NUMBERS,
@@ -49,7 +50,7 @@ def _any(kind: type[Any]) -> st.SearchStrategy[Any]:
 DEPLOYS: st.SearchStrategy[Deploy] = _any(Deploy)
 ANY: st.SearchStrategy[Request] = st.one_of([_any(kind) for kind in KINDS])
 GOOD = Deploy(name="web-1", vcpus=2, memory_mib=2048, level=1500, image="/images/web.qcow2")
-EXAMPLE = msgspec.structs.asdict(GOOD) | {"host": "h1", "reason": "new fans", "address": "h1:8097"}
+EXAMPLE = msgspec.structs.asdict(GOOD) | {"host": "h1", "reason": "new fans", "address": "h1:8097", "first": 2}
 """A value of every field that there is."""
 
 

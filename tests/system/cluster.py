@@ -31,7 +31,7 @@ from vmstackd.tls import Tls, TlsFiles
 
 T = TypeVar("T")
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds for what takes at most some: generous, so that a busy machine fails nothing."""
 SOURCES = {"/opt/source": ROOT, "/opt/venv": Path(sys.prefix)}
 PYTHON = "/opt/venv/bin/python"
@@ -268,7 +268,6 @@ class Cluster:
                     names = [listed.name for listed in (await host.list()).vms]
                     await asyncio.gather(*(host.remove(requests.Remove(name=name)) for name in names))
             async with self.asked() as client:
-                print("DEBUG", (await client.status()).host.vms, [(v.name, v.host, v.state) for v in (await client.list()).vms], [(h.name, h.state, h.status and (h.status.vms, h.status.generation)) for h in (await client.hosts()).hosts])
                 return not (await client.status()).host.vms and not (await client.list()).vms
 
         await until(removed, "there are still VMs, or globald does not know that they are gone")

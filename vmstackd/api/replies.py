@@ -158,10 +158,11 @@ class DuplicateVm(msgspec.Struct, frozen=True):
 
 
 class HostsReply(msgspec.Struct, frozen=True):
-    """In host order."""
+    """In host order. following: the first of those that did not fit into this answer; None if these are the last."""
 
     hosts: tuple[HostReply, ...]
     duplicates: tuple[DuplicateVm, ...] = ()
+    following: int | None = None
 
 
 class HostListed(msgspec.Struct, frozen=True):

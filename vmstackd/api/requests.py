@@ -26,8 +26,8 @@ _ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}(?:%[A-Za-
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class _Request(msgspec.Struct, frozen=True, tag_field="operation", forbid_unknown_fields=True):
-    pass
+class _Request(msgspec.Struct, frozen=True, tag_field="operation", forbid_unknown_fields=True, omit_defaults=True):
+    """What is not asked for is not sent: a server that is older may not know the field."""
 
 
 class Deploy(_Request, frozen=True, tag="deploy"):
@@ -101,7 +101,9 @@ class Topology(_Request, frozen=True, tag="topology"):
 
 
 class Hosts(_Request, frozen=True, tag="hosts"):
-    """The hosts of a cluster, in host order."""
+    """The hosts of a cluster, in host order, some thousand at a time. first: how many are passed over."""
+
+    first: int = 0
 
 
 class HostAdd(_Request, frozen=True, tag="host_add"):
@@ -147,7 +149,10 @@ def check(request: Request) -> None:
         case HostRemove():
             if not request.host:
                 raise InvalidRequest("host: must be the name, UUID or address of a host", field="host")
-        case Uncordon() | Status() | List() | Topology() | Hosts():
+        case Hosts():
+            if request.first < 0:
+                raise InvalidRequest("first: must be 0 or more", field="first")
+        case Uncordon() | Status() | List() | Topology():
             pass
     host = getattr(request, "host", "")
     if host:

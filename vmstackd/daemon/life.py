@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import resource
 import signal
@@ -18,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from vmstackd.address import is_loopback
 from vmstackd.daemon import http, log, peers, stream, supervision, tcp, unix_socket
 from vmstackd.daemon.http import HttpTransport
 from vmstackd.daemon.operations import Operations
@@ -170,7 +170,7 @@ class Daemon(ABC, Generic[S]):
                     f"in its .socket unit, {RPC} needs ListenStream=/A/PATH, {TCP} and {HTTP} ListenStream=ADDRESS:PORT"
                 )
                 raise CannotStart(EXIT_FAILED, "sockets-unusable", reason, next_step)
-            elif name == TCP and self.tls is None and not _is_loopback(listener):
+            elif name == TCP and self.tls is None and not is_loopback(listener.getsockname()[0]):
                 reason = f"the passed socket {name} is not on loopback, and there is no TLS"
                 next_step = (
                     "set tls_ca, tls_certificate and tls_key, or ListenStream=127.0.0.1:PORT in its .socket unit"
@@ -324,10 +324,6 @@ class Daemon(ABC, Generic[S]):
             self._http.rename(self.settings.http_names)
         log.set_level(debug=self.settings.debug > 0)
         log.info("reloaded", changed=",".join(now) or "nothing", needs_restart=",".join(later) or None)
-
-
-def _is_loopback(listener: socket.socket) -> bool:
-    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def raise_file_limit() -> None:

@@ -272,7 +272,7 @@ def _reason(error: OSError) -> str:
         return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()
-    return error.strerror or str(error) or type(error).__name__
+    return error.strerror or str(error) or "it hung up"
 
 
 class _Connection(asyncio.BufferedProtocol):
