@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from aiohttp import web
 
@@ -12,33 +12,23 @@ from globald.metrics import ClusterMetrics
 from vmstackd.api import replies, requests
 from vmstackd.api.errors import NoCapacity, NotFound, VmstackError
 from vmstackd.daemon import http_values
-from vmstackd.daemon.http import HttpTransport, Route, vm_routes
-from vmstackd.daemon.metrics import CONTENT_TYPE
-
-WELCOME = "SchedulerGlobal is working and waiting for instructions"
+from vmstackd.daemon.http import HttpTransport, Route
 
 
 class ClusterHttp(HttpTransport):
     """The endpoint of one cluster."""
+
+    welcome = "SchedulerGlobal is working and waiting for instructions"
 
     def __init__(
         self, cluster: Cluster, metrics: ClusterMetrics, listener: socket.socket, names: Iterable[str] = ()
     ) -> None:
         """As HttpTransport."""
         self._cluster = cluster
-        self._metrics = metrics
-        super().__init__(cluster, listener, names)
+        super().__init__(cluster, metrics, listener, names)
 
-    def routes(self) -> Mapping[str, Route]:
-        return {
-            "/": Route(self._welcome),
-            "/status": Route(self._status),
-            "/listvm": Route(self._list),
-            **vm_routes(self._deploy, self._remove, self._progress),
-            "/metrics": Route(self._metrics_text),
-            "/healthz": Route(self._health),
-            "/readyz": Route(self._readiness),
-        }
+    def routes(self) -> dict[str, Route]:
+        return super().routes() | {"/readyz": Route(self._readiness)}
 
     def reason(self, error: VmstackError) -> str:
         if isinstance(error, NoCapacity):
@@ -47,10 +37,7 @@ class ClusterHttp(HttpTransport):
             return "Unregistered VM"
         return error.message
 
-    async def _welcome(self, _: web.Request) -> web.Response:
-        return web.Response(text=WELCOME, content_type="text/html")
-
-    async def _status(self, http: web.Request) -> web.Response:
+    async def status(self, http: web.Request) -> web.Response:
         """Of each host that is known now: those that are silent are left out, as before."""
         await self.ask(http, requests.Status(), replies.StatusReply)
         return web.json_response(
@@ -61,30 +48,27 @@ class ClusterHttp(HttpTransport):
             }
         )
 
-    async def _list(self, http: web.Request) -> web.Response:
+    async def list(self, http: web.Request) -> web.Response:
         await self.ask(http, requests.Status(), replies.StatusReply)
         return web.json_response(self._cluster.members.vm_names())
 
-    async def _deploy(self, http: web.Request) -> web.Response:
+    async def deploy(self, http: web.Request) -> web.Response:
         given = await self.parameters(http)
         reply = await self.ask(http, http_values.deploy(given), replies.Deployed)
         return web.json_response({"success": True, "reason": None, "host": reply.host, "score": reply.score})
 
-    async def _remove(self, http: web.Request) -> web.Response:
+    async def remove(self, http: web.Request) -> web.Response:
         given = await self.parameters(http)
         reply = await self.ask(http, requests.Remove(name=given["name"]), replies.Removed)
         return web.json_response({"success": True, "reason": None, "host": reply.host})
 
-    async def _progress(self, http: web.Request) -> web.Response:
+    async def progress(self, http: web.Request) -> web.Response:
         """Of each host; null where the VM does not fit."""
         given = await self.parameters(http)
         reply = await self.ask(http, http_values.progress(given), replies.ProgressReply)
         return web.json_response({host.host: host.progress for host in reply.hosts})
 
-    async def _metrics_text(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
-
-    async def _health(self, _: web.Request) -> web.Response:
+    async def health(self, _: web.Request) -> web.Response:
         """Whether globald is alive."""
         running = self._cluster.running
         return web.json_response({"healthy": running}, status=200 if running else 503)

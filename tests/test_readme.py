@@ -22,7 +22,7 @@ from tests.readme import README, Step, check_printed, part, steps
 from tests.running import PATIENCE, ROOT, clean_environment
 from tests.test_tools import Runner, needs_embedded, purged, qemus, state_path
 from tools.state_dir import DEFAULT
-from vmstackd.daemon.http import vm_routes
+from vmstackd.daemon.http import HttpTransport
 from vmstackd.daemon.table import Table
 from vmstackd.settings import TABLE as VMSTACKD
 from vmstackd.settings import load_settings
@@ -88,7 +88,7 @@ def test_every_kind_of_call_is_documented_and_run() -> None:
 
 @pytest.mark.parametrize("path", re.findall(r"^\| `(/\w*)` \|", README, re.MULTILINE))
 def test_the_table_of_calls_is_that_of_globald(path: str) -> None:
-    routes = inspect.getsource(ClusterHttp.routes) + inspect.getsource(vm_routes)
+    routes = inspect.getsource(ClusterHttp.routes) + inspect.getsource(HttpTransport.routes)
     assert f'"{path}"' in routes
 
 
@@ -119,7 +119,7 @@ def test_every_line_that_talks_to_the_daemon_prints_what_the_readme_shows(state_
                 name, _, value = line.removeprefix("export ").partition("=")
                 exported[name] = value
             elif line.startswith(".venv/bin/vmstackd "):
-                stack.enter_context(served(line))
+                stack.enter_context(served(line, {}))
             else:
                 wait_for_the_second_host(step, exported)
                 done = typed(line, exported)
@@ -182,15 +182,15 @@ def wait_for_the_second_host(step: Step, exported: Mapping[str, str]) -> None:
 
 def check_serves(line: str) -> None:
     """A daemon starts, says that it is ready, and ends when told to."""
-    with served(re.sub(r"--http-port \d+", "--http-port 0", line)):
+    with served(re.sub(r"--http-port \d+", "--http-port 0", line), APART):
         pass
 
 
 @contextlib.contextmanager
-def served(line: str) -> Iterator[None]:
+def served(line: str, environment: Mapping[str, str]) -> Iterator[None]:
     """While the daemon of a line is ready."""
     with subprocess.Popen(
-        ["sh", "-c", f"exec {line}"], cwd=ROOT, env=clean_environment(APART), stderr=subprocess.PIPE, text=True
+        ["sh", "-c", f"exec {line}"], cwd=ROOT, env=clean_environment(environment), stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         said = []
@@ -200,8 +200,10 @@ def served(line: str) -> Iterator[None]:
                 break
         else:
             raise AssertionError("".join(said))
-        yield
-        process.send_signal(signal.SIGTERM)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
 
 

@@ -164,41 +164,7 @@ _ROWS = (
         "BUS",
         "the D-Bus to be on: system, session, none, or an address",
     ),
-    Setting(
-        "socket",
-        "/run/vmstack/vmstackd.sock",
-        table.text("an absolute path, or none", r"none|/.+"),
-        "PATH",
-        "Unix socket for vmstackctl and other msgpack-RPC clients, or none",
-    ),
-    Setting(
-        "tcp_host",
-        "127.0.0.1",
-        table.text("an address or a host name, or none", r"[A-Za-z0-9._:%-]+"),
-        "ADDRESS",
-        "address of msgpack-RPC over TCP, or none; beyond loopback it needs the three tls settings",
-    ),
-    Setting("tcp_port", 8097, table.whole(0, 65535), "PORT", "port of msgpack-RPC over TCP; 0 = any free one"),
-    *table.TLS,
-    Setting(
-        "http_host",
-        "127.0.0.1",
-        table.text("an address or a host name", r"[A-Za-z0-9._:%-]+"),
-        "ADDRESS",
-        "address of the HTTP endpoint",
-        "SCL_URL",
-    ),
-    Setting(
-        "http_port", 8099, table.whole(0, 65535), "PORT", "port of the HTTP endpoint; 0 = any free one", "SCL_PORT"
-    ),
-    Setting(
-        "http_names",
-        (),
-        table.names("a comma separated list of host names", r"[A-Za-z0-9.:_-]+"),
-        "NAMES",
-        "further host names that HTTP requests may be addressed to",
-        reload=True,
-    ),
+    *table.doors(socket="/run/vmstack/vmstackd.sock", tcp_port=8097, http_port=8099, legacy="SCL"),
     Setting(
         "metrics_per_vm",
         False,
@@ -248,7 +214,7 @@ _ROWS = (
         "kvm, qemu (emulated), or auto: kvm where a guest really runs with it",
     ),
     Setting("workers", 4, table.whole(1, 64), "N", "libvirt calls that may run at the same time"),
-    Setting("debug", 0, table.whole(0, 9), "N", "more in the log if above 0", reload=True),
+    table.DEBUG,
 )
 
 TABLE = Table(

@@ -534,6 +534,9 @@ def test_a_restart_of_a_host_is_no_lie_and_loses_nothing(tmp_path: Path) -> None
             for number in range(4):
                 await both.deploy(vm(f"vm{number}", 1, 64, host="a"))
             await both.ask(requests.Remove(name="vm0"), replies.Removed)
+            for _ in range(5):
+                await both.deploy(vm("passing", host="a"))
+                await both.ask(requests.Remove(name="passing"), replies.Removed)
             await both.settled()
             before = a.engine.state.generation
             await a.crash()

@@ -415,10 +415,8 @@ def test_a_host_with_a_wrong_certificate_is_kept_out_until_it_has_another(
         async with cluster.asked() as client:
             name_hosts(cluster, "wrong", *(server.address for server in servers))
             for server, (_, why) in zip(servers, wrong.values(), strict=True):
-                await until(lambda server=server: listed(client, server.address), "the file was not read")
-                await until(
-                    lambda server=server, why=why: kept_out(client, server.address, why), f"it is not said: {why}"
-                )
+                out = functools.partial(kept_out, client, server.address, why)
+                await until(out, f"it is not kept out because {why}")
             outcome = await deploy_all(client, (vm(f"trust{number}") for number in range(20)))
             await cluster.audit(outcome.done)
             assert len(outcome.done) == 20
@@ -439,8 +437,10 @@ def test_a_host_with_a_wrong_certificate_is_kept_out_until_it_has_another(
 
 async def kept_out(client: Client, address: str, why: str) -> bool:
     """A host that refuses our own certificate looks much as one that is not there; others are quarantined."""
-    host = next(host for host in (await client.hosts()).hosts if host.address == address)
-    return host.state in ("quarantined", "unknown") and why in host.reason and host.status is None
+    return any(
+        host.address == address and host.state in ("quarantined", "unknown") and why in host.reason
+        for host in (await client.hosts()).hosts
+    )
 
 
 async def listed(client: Client, address: str) -> bool:
@@ -471,7 +471,6 @@ def test_what_a_certificate_allows_is_what_its_role_allows(cluster: Cluster, aut
             assert "does not accept our certificate" in error.message
             stranger = ssl.create_default_context(cafile=cluster.tls.files.ca)
             assert not await first_answer(server, stranger)
-            assert not await first_answer(server, None)
             assert await first_answer(server, cluster.tls.client())
         async with await cluster.connect(None, reader) as client:
             assert isinstance(await refusal(client.host_add(requests.HostAdd(address="10.77.0.97:1"))), Denied)
@@ -479,17 +478,15 @@ def test_what_a_certificate_allows_is_what_its_role_allows(cluster: Cluster, aut
     cluster.run(call)
 
 
-async def first_answer(server: Server, context: ssl.SSLContext | None) -> bytes:
+async def first_answer(server: Server, context: ssl.SSLContext) -> bytes:
     """The beginning of what a daemon answers to who says hello; empty if it hangs up."""
     try:
         reading, writing = await asyncio.open_connection(server.box.address, server.port, ssl=context)
         with contextlib.closing(writing):
             writing.write(wire.request(1, session.Hello(versions=session.PROTOCOL_VERSIONS, client="test")))
-            answer = await reading.read(1)
+            return await reading.read(1)
     except OSError:
         return b""
-    tls_alert = b"\x15"
-    return b"" if context is None and answer == tls_alert else answer
 
 
 @pytest.mark.parametrize("program", ["vmstackd", "globald"])

@@ -11,7 +11,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -23,6 +23,7 @@ from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import Denied, Internal, InvalidRequest, NotFound, VmstackError
 from vmstackd.daemon import http_values, log, peers
 from vmstackd.daemon.http_connections import Connections
+from vmstackd.daemon.metrics import CONTENT_TYPE, DaemonMetrics
 from vmstackd.daemon.operations import Operations
 
 MAX_FORM_BYTES = 16 * 1024
@@ -63,17 +64,6 @@ class Route(msgspec.Struct, frozen=True):
     example: str = ""
 
 
-def vm_routes(deploy: Handler, remove: Handler, progress: Handler) -> dict[str, Route]:
-    """The paths that are about a VM: the prototype's host and its cluster had the same ones."""
-    size = ("cpu", "mem", "oc")
-    example = "name=example&cpu=1&mem=1&oc=1.0&qcow2=/var/lib/libvirt/images/volume.qcow2"
-    return {
-        "/deploy": Route(deploy, changing=True, parameters=("name", *size, "qcow2"), example=f"/deploy?{example}"),
-        "/remove": Route(remove, changing=True, parameters=("name",), example="/remove?name=example"),
-        "/progress": Route(progress, parameters=size, example="/progress?cpu=1&mem=1&oc=1.0"),
-    }
-
-
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, so that a taken port is known before anything else is started. Raises OSError."""
     try:
@@ -91,18 +81,66 @@ class HttpTransport(ABC):
     another site.
     """
 
-    def __init__(self, operations: Operations, listener: socket.socket, names: Iterable[str] = ()) -> None:
-        """listener: from ``listen``; closed by ``stop``."""
+    def __init__(
+        self, operations: Operations, metrics: DaemonMetrics, listener: socket.socket, names: Iterable[str] = ()
+    ) -> None:
+        """metrics: told at /metrics. listener: from ``listen``; closed by ``stop``."""
         self._operations = operations
+        self._metrics = metrics
         self._listener = listener
         self.rename(names)
         self._numbers = itertools.count(1)
         self._runner: web.AppRunner | None = None
         self._routes = self.routes()
 
+    welcome: ClassVar[str]
+    """What the prototype said at /."""
+
+    def routes(self) -> dict[str, Route]:
+        """What there is, by path: what the prototype's host and its cluster had, and metrics and health."""
+        size = ("cpu", "mem", "oc")
+        vm = ("name", *size, "qcow2")
+        example = "/deploy?name=example&cpu=1&mem=1&oc=1.0&qcow2=/var/lib/libvirt/images/volume.qcow2"
+        return {
+            "/": Route(self._welcome),
+            "/status": Route(self.status),
+            "/listvm": Route(self.list),
+            "/deploy": Route(self.deploy, changing=True, parameters=vm, example=example),
+            "/remove": Route(self.remove, changing=True, parameters=("name",), example="/remove?name=example"),
+            "/progress": Route(self.progress, parameters=size, example="/progress?cpu=1&mem=1&oc=1.0"),
+            "/metrics": Route(self._metrics_text),
+            "/healthz": Route(self.health),
+        }
+
+    async def _welcome(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.welcome, content_type="text/html")
+
+    async def _metrics_text(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
     @abstractmethod
-    def routes(self) -> Mapping[str, Route]:
-        """What there is, by path."""
+    async def status(self, http: web.Request) -> web.Response:
+        """Figures."""
+
+    @abstractmethod
+    async def list(self, http: web.Request) -> web.Response:
+        """Names of VMs."""
+
+    @abstractmethod
+    async def deploy(self, http: web.Request) -> web.Response:
+        """Start a VM."""
+
+    @abstractmethod
+    async def remove(self, http: web.Request) -> web.Response:
+        """Stop a VM."""
+
+    @abstractmethod
+    async def progress(self, http: web.Request) -> web.Response:
+        """How good a place for a VM is."""
+
+    @abstractmethod
+    async def health(self, _: web.Request) -> web.Response:
+        """Whether all is well here."""
 
     def reason(self, error: VmstackError) -> str:
         """The error in the words of the prototype, where it had any."""

@@ -122,7 +122,57 @@ TLS = (
     Setting("tls_certificate", "", _PATH, "FILE", "our certificate, signed by that authority (PEM)"),
     Setting("tls_key", "", _PATH, "FILE", "the key of our certificate (PEM)"),
 )
-"""Rows that every daemon has."""
+_ADDRESS = r"[A-Za-z0-9._:%-]+"
+
+
+def doors(*, socket: str, tcp_port: int, http_port: int, legacy: str) -> tuple[Setting, ...]:
+    """The rows of every daemon about where it listens. legacy: what the prototype's settings began with."""
+    return (
+        Setting(
+            "socket",
+            socket,
+            text("an absolute path, or none", r"none|/.+"),
+            "PATH",
+            "Unix socket for vmstackctl and other msgpack-RPC clients, or none",
+        ),
+        Setting(
+            "tcp_host",
+            "127.0.0.1",
+            text("an address or a host name, or none", _ADDRESS),
+            "ADDRESS",
+            "address of msgpack-RPC over TCP, or none; beyond loopback it needs the three tls settings",
+        ),
+        Setting("tcp_port", tcp_port, whole(0, 65535), "PORT", "port of msgpack-RPC over TCP; 0 = any free one"),
+        *TLS,
+        Setting(
+            "http_host",
+            "127.0.0.1",
+            text("an address or a host name", _ADDRESS),
+            "ADDRESS",
+            "address of the HTTP endpoint",
+            f"{legacy}_URL",
+        ),
+        Setting(
+            "http_port",
+            http_port,
+            whole(0, 65535),
+            "PORT",
+            "port of the HTTP endpoint; 0 = any free one",
+            f"{legacy}_PORT",
+        ),
+        Setting(
+            "http_names",
+            (),
+            names("a comma separated list of host names", r"[A-Za-z0-9.:_-]+"),
+            "NAMES",
+            "further host names that HTTP requests may be addressed to",
+            reload=True,
+        ),
+    )
+
+
+DEBUG = Setting("debug", 0, whole(0, 9), "N", "more in the log if above 0", reload=True)
+"""A row of every daemon."""
 
 
 class Table(msgspec.Struct, frozen=True):
