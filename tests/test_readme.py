@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import random
 import re
 import signal
 import socket
@@ -32,8 +33,8 @@ __all__ = ["state_path"]
 URL = "http://127.0.0.1:8099"
 CLUSTER_URL = "http://127.0.0.1:8100"
 HOST_FILE = "/tmp/host.json"
-SECOND_HOST_PORTS = ("8197", "8199")
-"""TCP and HTTP."""
+PORTS = ("8097", "8197", "8199")
+"""Of both hosts' TCP, and the second's HTTP."""
 
 NOT_RUN = {
     "make run": "the daemons that the other lines talk to are started by the same tools.run",
@@ -102,17 +103,17 @@ def test_every_line_that_talks_to_the_daemon_prints_what_the_readme_shows(state_
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("the README's two VMs need 2 CPUs")
 
-    ports = dict(zip(SECOND_HOST_PORTS, free_ports(len(SECOND_HOST_PORTS)), strict=True))
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     exported: dict[str, str] = {}
 
     def here(text: str) -> str:
         text = text.replace(URL, runner.url).replace(CLUSTER_URL, runner.cluster_url).replace(DEFAULT, str(state_path))
         for shown, taken in ports.items():
             text = re.sub(rf"\b{shown}\b", str(taken), text)
-        return text.replace("127.0.0.1:8097", f"127.0.0.1:{runner.tcp_port}")
+        return text
 
     with contextlib.ExitStack() as stack:
-        runner = stack.enter_context(Runner(state_path, "--name", "server1"))
+        runner = stack.enter_context(Runner(state_path, "--name", "server1", "--tcp-port", str(ports["8097"])))
         for step in TALKING:
             line = here(step.line)
             if line.startswith("export "):
@@ -159,14 +160,18 @@ def test_every_other_line_works(step: Step, host_file: Path) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Nobody has them now."""
+    """Nobody has them now. Of four digits, as those of the README: columns are as wide as they are."""
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in found]
+        found: list[int] = []
+        while len(found) < count:
+            with contextlib.suppress(OSError):
+                listener = stack.enter_context(socket.create_server(("127.0.0.1", random.randrange(2000, 10000))))
+                found.append(listener.getsockname()[1])
+        return found
 
 
 def without_blanks(text: str) -> str:
-    """Without those at the ends of lines, which no README shows; columns may be as wide as they are."""
+    """Without those at the ends of lines, which no README shows."""
     return re.sub(r" +$", "", text, flags=re.MULTILINE)
 
 

@@ -47,11 +47,6 @@ class Runner(Daemon):
         """Of globald's HTTP endpoint."""
         return self.wait_for(r"(?m)^globald +\S+ info ready http=(\S+)")[1]
 
-    @property
-    def tcp_port(self) -> int:
-        """Of vmstackd's msgpack-RPC."""
-        return int(self.wait_for(r" info ready .*tcp=tcp:127\.0\.0\.1:(\d+)")[1])
-
     def get_from_cluster(self, path: str) -> Answer:
         host, self.url = self.url, self.cluster_url
         try:

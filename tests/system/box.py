@@ -212,7 +212,6 @@ class Box:
         if self._container is not None:
             self._container.wait(PATIENCE)
         self._container = None
-        self._frozen = False
         self.leader = 0
 
     def stop(self) -> None:
@@ -231,6 +230,8 @@ class Box:
                 os.kill(self.leader, signal.SIGKILL)
             else:
                 self.lab.path(self._cgroups[UNIFIED] / "cgroup.kill").write_text("1")
+        if self._frozen:
+            self.thaw()  # what is dead already stays so, and the container notices
         self.wait()
 
     def cut(self) -> None:

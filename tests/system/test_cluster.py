@@ -11,6 +11,7 @@ import contextlib
 import functools
 import ssl
 import statistics
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from tests.system.box import Box
 from tests.system.cluster import (
     HOSTS_DIR,
+    PATIENCE,
     PYTHON,
     SOURCES,
     STATE,
@@ -40,8 +42,8 @@ from tests.system.network import delaying_proxy
 from tests.system.package import put_images
 from tests.system.test_box import missing_libvirt
 from vmstackd import wire
-from vmstackd.api import requests, session
-from vmstackd.api.errors import AlreadyExists, Denied, NoCapacity, NotFound, Unavailable
+from vmstackd.api import replies, requests, session
+from vmstackd.api.errors import AlreadyExists, Denied, NoCapacity, NotFound, Unavailable, VmstackError
 from vmstackd.client import Client
 from vmstackd.tls import Tls, TlsFiles
 
@@ -204,32 +206,44 @@ def test_the_cluster_is_filled_to_its_last_cpu_and_emptied(cluster: Cluster) -> 
 
 
 def test_the_others_are_served_while_a_host_is_cut_off(cluster: Cluster) -> None:
-    large = cluster.hosts["large"].box
+    small = cluster.hosts["small"].box
+    is_cut = threading.Event()
+
+    def cut() -> None:
+        small.cut()
+        is_cut.set()
 
     async def part() -> None:
+        served: list[replies.Deployed] = []
         async with cluster.asked() as client:
-            storm = asyncio.create_task(deploy_all(client, everywhere("cut"), pace=0.01, meanwhile=large.cut, after=15))
-            # Also before it is noticed, and one after the other.
-            served = [
-                await client.deploy(vm(f"{name}{number}", host=name))
-                for number in range(10)
-                for name in ("small", "medium")
-            ]
-            await cluster.in_state(client, "large", "unknown")
+            storm = asyncio.create_task(deploy_all(client, everywhere("cut"), pace=0.01, meanwhile=cut, after=15))
+            assert await asyncio.to_thread(is_cut.wait, PATIENCE)
+
+            async def noticed() -> bool:
+                """Until then, and not only afterwards, the others are served."""
+                for name in ("medium", "large"):
+                    try:
+                        served.append(await client.deploy(vm(f"served{len(served)}", host=name)))
+                    except VmstackError as error:
+                        raise AssertionError(f"{name} is not served") from error
+                return (await cluster.told(client, "small")).state == "unknown"
+
+            await until(noticed, "it is not noticed")
+            assert len(served) > 2, "it was noticed before anybody could be served"
             outcome = await storm
-            assert only_for(outcome, "large")
-            known = sorted(on(outcome.done, "large"))
+            assert only_for(outcome, "small")
+            known = sorted(on(outcome.done, "small"))
             assert known, "no VM was there before"
-            shown = {listed.name: listed.state for listed in (await client.list()).vms if listed.host == "large"}
+            shown = {listed.name: listed.state for listed in (await client.list()).vms if listed.host == "small"}
             assert shown == dict.fromkeys(known, "unknown")
             for name in (known[0], *outcome.doubtful):
                 assert isinstance(await refusal(client.deploy(vm(name))), AlreadyExists)
             assert isinstance(await refusal(client.remove(requests.Remove(name=known[0]))), Unavailable)
-            assert isinstance(await refusal(client.deploy(vm("there", host="large"))), Unavailable)
+            assert isinstance(await refusal(client.deploy(vm("there", host="small"))), Unavailable)
             late = await client.deploy(vm("late"))
-            assert late.host != "large"
-            large.heal()
-            await cluster.in_state(client, "large", "up")
+            assert late.host != "small"
+            small.heal()
+            await cluster.in_state(client, "small", "up")
             hosts = outcome.done | {reply.name: reply.host for reply in (*served, late)}
             await cluster.audit(hosts, outcome.refused)
             await cluster.audit(hosts | await cluster.settle(client, outcome.doubtful))
@@ -319,16 +333,16 @@ def test_simulated_vms_end_with_their_vmstackd_and_globald_says_so(cluster: Clus
 
 
 def test_what_is_ordered_of_a_frozen_host_is_never_there_twice(cluster: Cluster) -> None:
-    small, medium = cluster.hosts["small"], cluster.hosts["medium"]
+    frozen = ("small", "medium")
+    small, medium = (cluster.hosts[name] for name in frozen)
 
     async def freeze() -> None:
         async with cluster.asked() as client:
-            before = {name: (await client.deploy(vm(f"on-{name}", host=name))).host for name in ("small", "medium")}
+            before = {f"on-{name}": (await client.deploy(vm(f"on-{name}", host=name))).host for name in frozen}
             small.kill("STOP")
             medium.box.freeze()
-            ordered = {
-                name: asyncio.create_task(client.deploy(vm(f"to-{name}", host=name))) for name in ("small", "medium")
-            }
+            ordered = {name: asyncio.create_task(client.deploy(vm(f"to-{name}", host=name))) for name in frozen}
+            storm = asyncio.create_task(deploy_all(client, (vm(f"any{number}") for number in range(12))))
             await asyncio.sleep(0)  # the orders are sent
             while_asked = [await refusal(client.deploy(vm(f"to-{name}", host="large"))) for name in ordered]
             assert all("is being deployed on host" in error.message for error in while_asked), while_asked
@@ -340,13 +354,16 @@ def test_what_is_ordered_of_a_frozen_host_is_never_there_twice(cluster: Cluster)
                 for taken in (f"to-{name}", f"on-{name}"):
                     assert isinstance(await refusal(client.deploy(vm(taken, host="large"))), AlreadyExists)
                 assert isinstance(await refusal(client.remove(requests.Remove(name=f"on-{name}"))), Unavailable)
+            outcome = await storm
+            assert not outcome.refused
+            done |= outcome.done
             medium.box.thaw()
             small.kill("CONT")
-            await cluster.in_state(client, "small", "up")
-            await cluster.in_state(client, "medium", "up")
-            done |= {f"on-{name}": name for name in before}
-            await cluster.audit(done)
-            await cluster.audit(done | await cluster.settle(client, (f"to-{name}" for name in ordered)))
+            for name in frozen:
+                await cluster.in_state(client, name, "up")
+            await cluster.audit(done | before)
+            doubtful = (*outcome.doubtful, *(f"to-{name}" for name in ordered))
+            await cluster.audit(done | before | await cluster.settle(client, doubtful))
 
     cluster.run(freeze)
 

@@ -136,14 +136,3 @@ def test_the_proxy_is_late_both_ways_and_keeps_the_order(lab: Lab, echo: Box) ->
             late.end()
 
     run_in(lab, talk, PATIENCE)
-
-
-def test_this_process_itself_is_not_in_the_network_of_the_lab(lab: Lab, echo: Box) -> None:
-    async def talk() -> str:
-        talk = await Talk.begin()
-        talk.end()
-        return "talked"
-
-    assert run_in(lab, talk, PATIENCE) == "talked"
-    with pytest.raises((OSError, TimeoutError)):
-        asyncio.run(asyncio.wait_for(talk(), 2 * QUIET))

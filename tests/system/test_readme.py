@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.readme import Step, check_printed, part, steps
+from tests.readme import File, Step, check_printed, part, steps, steps_and_files
 from tests.system.box import Box
 from tests.system.lab import Lab, missing
 from tests.system.package import BUILD_PATIENCE, package, put_images, until
@@ -20,6 +21,9 @@ pytestmark = [
 ]
 
 SERVER = part("## On a server", "### From a clone")
+CLUSTER = part("### A cluster of servers", "### HTTP calls of globald")
+ADDRESS = "10.0.0.5"
+"""Of the server, in the README."""
 NOT_TYPED = {"make deb": "tests/system/package.py has run what it runs"}
 
 
@@ -30,6 +34,7 @@ def server(lab: Lab) -> Iterator[Box]:
         box.enter("systemctl", "start", "libvirtd")
         put_images(box, "hello.qcow2")
         box.enter("useradd", "alice")
+        box.enter("ip", "address", "add", f"{ADDRESS}/32", "dev", "lo")
         box.copy(package(), f"/root/dist/{package().name}")
         # Where KVM cannot be relied on; else as it comes.
         box.write(
@@ -49,6 +54,29 @@ def test_every_line_works_in_its_order_and_prints_what_is_shown(server: Box) -> 
     for step in lines:
         typed(server, step)
     assert set(server.enter("id", "-Gn", "alice").stdout.split()) == {"alice", "vmstack", "vmstack-admin"}
+
+
+def hosts(server: Box) -> dict[str, str]:
+    """State of each by its address, as globald tells."""
+    reply = json.loads(server.run("vmstackctl", "--cluster", "hosts", "--output", "json").stdout)
+    return {host["address"]: host["state"] for host in reply["hosts"]}
+
+
+def test_a_cluster_is_made_of_it_line_by_line(server: Box) -> None:
+    done = []
+    for step in steps_and_files(CLUSTER):
+        if isinstance(step, File):
+            server.write(step.path, server.path(step.path).read_text() + step.text)
+            continue
+        typed(server, step)
+        done.append(step.line)
+        if " host add " in step.line:
+            until(lambda: hosts(server) == {f"{ADDRESS}:8097": "up"}, "the host is not up")
+    assert len(done) > 15
+    # Who has no certificate is nobody.
+    plain = server.run("vmstackctl", "--address", f"{ADDRESS}:8097", "status", check=False)
+    assert plain.returncode != 0
+    assert server.enter("find", "/etc/vmstack", "-name", "ca.key").stdout == ""
 
 
 def test_the_program_of_a_few_lines_works(server: Box) -> None:
