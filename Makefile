@@ -68,4 +68,4 @@ deb: .venv/ready  ## the Debian package, in dist/
 	@tools/deb
 
 clean:  ## remove everything that was built
-	rm -rf .venv build dist *.egg-info core/*.so core/policy/*.so core/host_policy/*.so
+	rm -rf .venv build dist *.egg-info core/*.so core/policy/*.so core/host_policy/*.so core/host_policy/*.so

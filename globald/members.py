@@ -211,7 +211,7 @@ class Members:
         Returns the member that was the same host at another address, and is no more.
         """
         now = set(names)
-        if why := fault(reply.host) or _names_fault(now):
+        if why := fault(reply.host) or _names_fault(now) or _names_fault(_others(reply)):
             raise Quarantine(_untrue(why))
         other = self._by_uuid.get(hello.uuid)
         moved = None
@@ -235,7 +235,6 @@ class Members:
         self._by_uuid[member.uuid] = member
         self._by_name[member.name] = member
         member.reply = None
-        member.leaving.clear()
         member.ahead.clear()
         member.emptied = 0
         for name in member.names - now:
@@ -261,7 +260,7 @@ class Members:
             why = f"its generation went back from {member.reply.host.generation} to {reply.host.generation}"
         others = member.others
         if not why and (reply.unplaced or reply.stopped or others):
-            others = frozenset((*(vm.name for vm in reply.unplaced), *reply.stopped))
+            others = _others(reply)
             why = _names_fault(others)
         if why:
             raise Quarantine(_untrue(why))
@@ -508,6 +507,10 @@ def _with(status: HostStatus, reservation: Reservation) -> HostStatus:
 
 _LONGEST_NAME = 6 * MAX_KNOWN_NAME_BYTES
 """Characters: bytes that are no text come as \\udcXX."""
+
+
+def _others(reply: replies.StatusReply) -> frozenset[str]:
+    return frozenset((*(vm.name for vm in reply.unplaced), *reply.stopped))
 
 
 def _untrue(why: str) -> str:

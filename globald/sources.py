@@ -21,6 +21,8 @@ from vmstackd.address import parse_address
 from vmstackd.api.errors import AlreadyExists, Internal, InvalidRequest
 
 DEFAULT_PORT = 8097
+HTTP_PORTS = (8099, 8100)
+"""Of vmstackd and globald, and what lists of the prototype have."""
 STATIC = "static"
 """The source of a host that the settings name."""
 SUFFIX = ".toml"
@@ -43,11 +45,10 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 def read_address(text: str) -> str:
     """A host's address as HOST:PORT; without a port, the usual one. Raises ValueError with what is allowed."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        rest = text.partition("://")[2].partition("/")[0]
-        host = rest.rpartition(":")[0] or rest
+        host = re.sub(r":[0-9]*$", "", text.partition("://")[2].partition("/")[0])
         raise ValueError(
             f"HOST:PORT of a vmstackd, not a URL: globald speaks to the hosts' TCP port, {DEFAULT_PORT}; "
-            f"write {host}:{DEFAULT_PORT} instead of {text[:80]}"
+            f"write {host[:80]}:{DEFAULT_PORT} instead of {text[:80]}"
         )
     if (text.startswith("[") and text.endswith("]")) or text.count(":") == 0:
         text = f"{text}:{DEFAULT_PORT}"
@@ -59,6 +60,10 @@ def read_address(text: str) -> str:
         raise ValueError(f"HOST:PORT ({error.message})") from error
     if address.path or not address.port:
         raise ValueError("HOST:PORT")
+    if address.port in HTTP_PORTS:
+        raise ValueError(
+            f"HOST:PORT of the hosts' TCP port; {address.port} is a port for HTTP: write {DEFAULT_PORT} instead"
+        )
     if ":" in address.host:
         host, _, zone = address.host.partition("%")
         compressed = ipaddress.IPv6Address(host).compressed
@@ -126,10 +131,10 @@ class Folder:
 
         Raises AlreadyExists if there is such a file, Internal if it cannot be written.
         """
-        stem = name or re.sub(r"[^A-Za-z0-9._-]+", "-", address).strip("-.")
-        path = self._path / f"{stem}{SUFFIX}"
+        path = self._path / f"{name or stem_of(address)}{SUFFIX}"
         try:
-            self._path.mkdir(mode=0o755, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self._path.mkdir(mode=0o755)
             descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=self._path)
             try:
                 with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -159,6 +164,11 @@ class Folder:
                 Path(entry.source).unlink()
         except OSError as error:
             raise Internal(f"{entry.source}: cannot be deleted: {error.strerror}; nothing has changed") from error
+
+
+def stem_of(address: str) -> str:
+    """What the file of a host is named, if nobody says."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", address).strip("-.")
 
 
 def together(static: Iterable[str], files: Iterable[Entry]) -> tuple[list[Entry], list[str]]:

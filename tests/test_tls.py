@@ -202,7 +202,7 @@ def test_a_new_key_is_taken_when_both_files_are_there(authority: Authority) -> N
 
 
 @pytest.mark.parametrize("which", ["ca", "certificate", "key"])
-@pytest.mark.parametrize("harm", ["gone", "empty", "half", "garbage", "another kind"])
+@pytest.mark.parametrize("harm", ["gone", "empty", "half", "garbage", "another kind", "a folder", "a FIFO"])
 def test_a_broken_set_keeps_the_last_good_one(harm: str, which: str, authority: Authority) -> None:
     server, client = authority.host(), authority.client("operator")
     before = server.server()
@@ -216,6 +216,12 @@ def test_a_broken_set_keeps_the_last_good_one(harm: str, which: str, authority: 
             path.write_bytes(b"")
         case "half":
             path.write_bytes(whole[: len(whole) // 2])
+        case "a folder":
+            path.unlink()
+            path.mkdir()
+        case "a FIFO":
+            path.unlink()
+            os.mkfifo(path)
         case "garbage":
             path.write_bytes(bytes(range(256)))
         case _:
@@ -228,10 +234,36 @@ def test_a_broken_set_keeps_the_last_good_one(harm: str, which: str, authority: 
     with pytest.raises(TlsError) as caught:
         Tls(server.files)
     assert str(caught.value) == server.problem
+    if harm == "a folder":
+        path.rmdir()
+    elif harm == "a FIFO":
+        path.unlink()
     path.write_bytes(whole)
     path.chmod(0o600)
     assert server.client()
     assert server.problem == ""
+
+
+def test_what_becomes_of_new_files_is_told_once(authority: Authority) -> None:
+    told: list[str] = []
+    server = Tls(authority.host().files, told.append)
+    path = server.files.certificate
+    whole = path.read_bytes()
+    path.unlink()
+    for _ in range(3):
+        server.refresh()
+    assert len(told) == 1
+    assert f"{path}: cannot be read" in told[0]
+    path.write_bytes(whole)
+    for _ in range(3):
+        server.refresh()
+    assert told[1:] == [""]
+
+
+def test_a_name_that_no_file_can_have(authority: Authority) -> None:
+    files = authority.host().files
+    with pytest.raises(TlsError, match="cannot be read: embedded null byte; "):
+        Tls(TlsFiles(Path("/a\0b"), files.certificate, files.key))
 
 
 def test_what_is_written_in_the_same_moment_is_not_missed(authority: Authority) -> None:

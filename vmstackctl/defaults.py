@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, str]:
 
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DefaultsError(f'{path}: not TOML: {printable(str(error))}; a line is KEY = "VALUE"') from error
     return {key: _checked(path, key, value) for key, value in table.items()}
 

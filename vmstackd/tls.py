@@ -10,9 +10,9 @@ import os
 import ssl
 import stat
 from asyncio.sslproto import SSLProtocol
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import msgspec
 
@@ -22,6 +22,9 @@ ROLES = ("globald", "operator", "reader", "host")
 
 # Bytes of the buffer that asyncio keeps for each connection; it takes a quarter of a megabyte if not told otherwise.
 SSLProtocol.max_size = 1 << 14
+
+MOST_BYTES = 1 << 20
+"""Read of a file."""
 
 _HELP = "vmstackctl pki --help shows how to make certificates"
 
@@ -51,9 +54,10 @@ class Tls:
     problem: str
     """Why the files of now are not used, but those before them; empty when all is well."""
 
-    def __init__(self, files: TlsFiles) -> None:
-        """Raises TlsError."""
+    def __init__(self, files: TlsFiles, tell: Callable[[str], None] = lambda _: None) -> None:
+        """tell: called with the problem whenever it has changed, and with "" for new files. Raises TlsError."""
         self.files = files
+        self._tell = tell
         self.problem = ""
         self._seen = _look(files)
         self._contexts = _load(files)
@@ -88,14 +92,17 @@ class Tls:
         seen = _look(self.files)
         if seen == self._seen and not self.problem:
             return
+        before, self._seen = self.problem, seen
         try:
             contexts = _load(self.files)
         except TlsError as error:
             self.problem = str(error)
+            if self.problem != before:
+                self._tell(self.problem)
         else:
             self.problem = ""
             self._contexts, self._expires = contexts, None
-        self._seen = seen
+            self._tell("")
 
 
 def role_of(peer_certificate: Mapping[str, Any] | None) -> str:
@@ -128,7 +135,7 @@ def _look(files: TlsFiles) -> tuple[tuple[int, int, int, int] | None, ...]:
     def one(path: Path) -> tuple[int, int, int, int] | None:
         try:
             found = path.stat()
-        except OSError:
+        except (OSError, ValueError):
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode
 
@@ -138,7 +145,7 @@ def _look(files: TlsFiles) -> tuple[tuple[int, int, int, int] | None, ...]:
 def _load(files: TlsFiles) -> _Contexts:
     ca = _read(files.ca)
     certificate = _read(files.certificate)
-    _check_key(files.key)
+    _check_key(files.key)  # after all are known to be files: OpenSSL would wait for a FIFO
     server = _context(ssl.PROTOCOL_TLS_SERVER, files, ca)
     server.verify_mode = ssl.CERT_REQUIRED
     # A session that is resumed would be let in by a certificate that was checked long ago.
@@ -190,18 +197,30 @@ def _refuse_password(key: Path) -> Any:  # noqa: ANN401  what the ssl module cal
 
 
 def _read(path: Path) -> bytes:
+    with _opened(path) as file:
+        try:
+            return file.read(MOST_BYTES)
+        except OSError as error:
+            raise TlsError(f"{path}: cannot be read: {error.strerror}; {_next_step(path, error)}") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A regular file, for reading: from anything else we could wait for bytes for ever, and all else for us."""
     try:
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise TlsError(f"{path}: cannot be read: {error.strerror}; {_next_step(path, error)}") from error
+    except ValueError as error:
+        raise TlsError(f"{str(path)!r}: cannot be read: {error}; {_HELP}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise TlsError(f"{path}: cannot be read: it is not a file; {_HELP}")
+    return os.fdopen(descriptor, "rb")
 
 
 def _check_key(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-    except OSError as error:
-        raise TlsError(f"{path}: cannot be read: {error.strerror}; {_next_step(path, error)}") from error
+    with _opened(path) as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     if mode & 0o007:
         raise TlsError(f"{path}: a private key that every user may read (mode {mode:04o}); chmod 0600 {path}")
 

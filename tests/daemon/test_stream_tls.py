@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from tests.certificates import Authority
 from tests.running import PATIENCE
@@ -241,6 +242,29 @@ def test_many_failed_handshakes_are_few_lines(authority: Authority, caplog: pyte
     assert len(_events(caplog, "handshake-failed")) == 1
 
 
+def test_a_certificate_that_cannot_be_read_leaves_nothing(
+    authority: Authority, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    # The library makes no name of bytes that are no text.
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("urn:x")])
+    raw = x509.UnrecognizedExtension(names.oid, names.public_bytes().replace(b"urn:x", b"urn:\xff"))
+    monkeypatch.setattr(x509, "SubjectAlternativeName", lambda _: raw)
+    stranger = authority.client("reader", "stranger")
+
+    async def check() -> None:
+        async with tcp_door(authority.host("other")) as host:
+            with suppress(OSError, AssertionError):
+                async with host.stranger(stranger) as speaker:
+                    assert await speaker.receive() is None
+            await host.gone()
+
+    monkeypatch.undo()
+    asyncio.run(check())
+    (failed,) = _events(caplog, "handshake-failed")
+    assert failed["reason"] == "there is something in its certificate that is no text"
+
+
 # Handshakes that do not end
 
 
@@ -269,6 +293,56 @@ def test_half_open_handshakes_keep_nobody_out(limits: Limits, authority: Authori
             await first.ask("status")
             assert await silent[0].receive() is None  # the oldest made room
             assert len(host.transport._connections) <= 20
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("secure", [True, False], ids=["TLS", "plain"])
+def test_those_who_do_not_say_hello_keep_nobody_out(authority: Authority, *, secure: bool) -> None:
+    async def check() -> None:
+        client = authority.client("operator") if secure else None
+        limits = Limits(connections=20)
+        async with tcp_door(authority.host() if secure else None, limits) as host, AsyncExitStack() as crowd:
+            first = await crowd.enter_async_context(host.speaker(client))
+            silent = [await crowd.enter_async_context(host.stranger(client)) for _ in range(40)]
+            async with host.speaker(client) as other:
+                await other.ask("status")
+            await first.ask("status")
+            with suppress(OSError):
+                assert await silent[0].receive() is None  # the oldest made room
+            assert len(host.transport._connections) <= 20
+
+    asyncio.run(check())
+
+
+@as_root
+@pytest.mark.parametrize("said", [b"", packed([0, 1, "hello", HELLO])[:-1]], ids=["nothing", "half a hello"])
+def test_one_user_of_this_machine_cannot_take_all_connections(said: bytes) -> None:
+    hold = (
+        "import socket, sys\n"
+        "held = [socket.create_connection(('127.0.0.1', int(sys.argv[1]))) for _ in range(10)]\n"
+        "for each in held: each.sendall(bytes.fromhex(sys.argv[2]))\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+    )
+
+    async def check() -> None:
+        async with tcp_door(None, Limits(per_user=3)) as host:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-c", hold, str(host.port), said.hex()),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=STRANGER, group=STRANGER, extra_groups=[], cwd="/",
+            )  # fmt: skip
+            assert process.stdin is not None
+            assert process.stdout is not None
+            await process.stdout.readline()  # empty if some were reset already
+            await until(lambda: host.transport._users[STRANGER] == 3)
+            async with AsyncExitStack() as crowd:
+                here = [await crowd.enter_async_context(host.speaker(None)) for _ in range(5)]  # root is not limited
+                for speaker in here:
+                    await speaker.ask("status")
+            assert host.transport._users[STRANGER] <= 3
+            process.stdin.close()
+            await process.wait()
+            await host.gone()
 
     asyncio.run(check())
 

@@ -13,13 +13,13 @@ import msgpack  # type: ignore[import-untyped]  # it comes without types
 import pytest
 
 from globald import link as link_module
-from globald.members import MOST_VMS, Members
+from globald.members import MOST_VMS, Member, Members
 from tests.globald.hostile import STATUS, HostileHost, Talk, deployed, status
 from tests.globald.hosts import RealHost, Together, cluster_of, started, vm
 from tests.running import PATIENCE
 from tests.transports.endpoint import until
 from vmstackd import wire
-from vmstackd.api import replies, requests
+from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import AlreadyExists, Cordoned, InvalidRequest, NoCapacity, NotFound, Unavailable
 from vmstackd.daemon import http, log
 
@@ -52,7 +52,7 @@ async def beside(hostile: HostileHost) -> AsyncIterator[Together]:
     async with (
         started(RealHost(GOOD)) as hosts,
         hostile.serving(),
-        cluster_of([hostile.address, hosts[GOOD].address], policy="first-fit") as cluster,
+        cluster_of([hostile.address, hosts[GOOD].address], policy="first-fit", patience=0.5) as cluster,
     ):
         yield Together(cluster, hosts)
 
@@ -271,9 +271,9 @@ def _half(talk: Talk) -> None:
 
 
 BYTES: dict[str, Callable[[Talk], None]] = {
-    "a text of 4 GB": lambda talk: talk.raw(b"\xdb\xff\xff\xff\xff"),
+    "a text of 4 GB": lambda talk: talk.raw(b"\xdb\xff\xff\xff\xff" + b"x" * (5 << 20)),
     "an array of 4 G": lambda talk: talk.raw(b"\xdd\xff\xff\xff\xff"),
-    "bytes of 4 GB": lambda talk: talk.raw(b"\xc6\xff\xff\xff\xff"),
+    "bytes of 4 GB": lambda talk: talk.raw(b"\xc6\xff\xff\xff\xff" + b"x" * (5 << 20)),
     "arrays in arrays": _nested,
     "a frame of 5 MiB": lambda talk: talk.send([2, "event", [{"event": "x", "text": "x" * (5 << 20)}]]),
     "a list of 5 MiB": lambda talk: talk.send([2, "unknown", [0] * (5 << 20)]),
@@ -314,6 +314,20 @@ def test_what_is_not_our_protocol_ends_the_connection_and_costs_no_memory(kind: 
                 shown = await both.state(host.address, "quarantined")
             assert "does not speak our protocol" in shown.reason
             assert len(shown.reason) < 400
+            await others_are_served(both)
+
+    run(test())
+
+
+@pytest.mark.parametrize("kind", [0xDB, 0xC6], ids=["a text", "bytes"])
+def test_the_mere_announcement_of_gigabytes_is_silence(kind: int) -> None:
+    async def test() -> None:
+        host = HostileHost()
+        host.script = host.silent
+        async with beside(host) as both:
+            await both.state("hostile", "up")
+            host.talk.raw(bytes([kind]) + b"\xff" * 4)
+            await both.state("hostile", "unknown")
             await others_are_served(both)
 
     run(test())
@@ -702,7 +716,7 @@ def test_whatever_a_host_says_is_one_line_in_the_log(caplog: pytest.LogCaptureFi
 def test_a_link_survives_a_mistake_of_ours(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     happened = Members.happened
 
-    def mistaken(self: Members, member: Any, event: Any) -> None:
+    def mistaken(self: Members, member: Member, event: session.Event) -> None:
         if getattr(event, "name", "") == "poison":
             raise KeyError("a mistake of ours")
         happened(self, member, event)

@@ -193,6 +193,15 @@ class Cluster:
         await until(reached, f"host {host} is not {state}")
         return await self.told(client, host)
 
+    async def joined_anew(self, client: Client, before: HostReply) -> None:
+        """Return once a host, of which this was told, has joined again since."""
+
+        async def joined() -> bool:
+            now = await self.told(client, before.address)
+            return now.since > before.since and now.state == before.state
+
+        await until(joined, f"host {before.name} has not joined again")
+
     async def settle(self, client: Client, names: Iterable[str]) -> dict[str, str]:
         """Order these VMs again, of which nobody knew whether they exist, until they do. Returns their hosts."""
         hosts = {}
@@ -238,10 +247,17 @@ class Cluster:
         acknowledged: hosts by VM. Returns the hosts by VM, as they are.
         """
         await self.all_up()
-        there = await self.there()
+        there: dict[str, str] = {}
         async with self.asked() as client:
-            listed = [(listed.name, listed.host) for listed in (await client.list()).vms]
-            assert sorted(listed) == sorted(there.items())
+
+            async def agreed() -> bool:
+                """What was under way may still come to its end."""
+                nonlocal there
+                there = await self.there()
+                listed = [(listed.name, listed.host) for listed in (await client.list()).vms]
+                return sorted(listed) == sorted(there.items())
+
+            await until(agreed, "globald and the hosts do not agree on which VMs there are")
             assert acknowledged.items() <= there.items(), set(acknowledged.items()) - set(there.items())
             assert not there.keys() & set(refused)
 

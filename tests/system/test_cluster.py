@@ -175,6 +175,11 @@ def only_for(outcome: Outcome, host: str) -> bool:
     return all(isinstance(error, Unavailable) and f"host '{host}'" in error.message for error in errors)
 
 
+def running(box: Box) -> set[str]:
+    """Real VMs, as libvirt tells."""
+    return set(box.enter("virsh", "list", "--name").stdout.split())
+
+
 def on(done: Mapping[str, str], *hosts: str) -> dict[str, str]:
     """Those VMs that are on one of these hosts."""
     return {name: host for name, host in done.items() if host in hosts}
@@ -251,6 +256,51 @@ def test_the_others_are_served_while_a_host_is_cut_off(cluster: Cluster) -> None
     cluster.run(part)
 
 
+def test_orders_that_arrived_without_an_answer_are_known_later(cluster: Cluster) -> None:
+    """The line fails one way: the host gets its orders and carries them out, but is not heard any more."""
+    small = cluster.hosts["small"].box
+    way_back = ("blackhole", str(cluster.globald.box.address))
+
+    async def mute() -> None:
+        async with cluster.asked() as client:
+            small.enter("ip", "route", "add", *way_back)
+            orders = [vm(f"mute{number}", host=("", "small")[number % 2]) for number in range(10)]
+            outcome = await deploy_all(client, orders)
+            assert not outcome.refused
+            assert len(outcome.doubtful) >= 5
+            await cluster.in_state(client, "small", "unknown")
+            assert outcome.doubtful.keys() <= (await cluster.there()).keys(), "they did not arrive"
+            for name in outcome.doubtful:
+                assert isinstance(await refusal(client.deploy(vm(name, host="large"))), AlreadyExists)
+            small.enter("ip", "route", "delete", *way_back)
+            await cluster.in_state(client, "small", "up")
+            await cluster.audit(outcome.done | dict.fromkeys(outcome.doubtful, "small"))
+
+    try:
+        cluster.run(mute)
+    finally:
+        small.enter("ip", "route", "delete", *way_back, check=False)
+
+
+def test_a_short_break_is_bridged(cluster: Cluster) -> None:
+    small = cluster.hosts["small"].box
+
+    async def interrupt() -> None:
+        async with cluster.asked() as client:
+            before = await cluster.told(client, "small")
+            small.cut()
+            working = asyncio.create_task(deploy_all(client, (vm(f"short{n}", host="small") for n in range(10))))
+            assert not (await asyncio.wait((working,), timeout=1))[0]
+            small.heal()
+            outcome = await working
+            assert len(outcome.done) == 10
+            after = await cluster.told(client, "small")
+            assert (after.state, after.since) == ("up", before.since), "the connection was given up"
+            await cluster.audit(outcome.done)
+
+    cluster.run(interrupt)
+
+
 def test_a_machine_that_loses_its_power_comes_back_without_its_vms(cluster: Cluster) -> None:
     medium = cluster.hosts["medium"].box
 
@@ -282,26 +332,33 @@ def test_real_vms_outlive_a_killed_vmstackd_in_the_middle_of_deployments(cluster
         await set_cordon(cluster, "real", on=False)
         try:
             async with cluster.asked() as client:
+                joined = await cluster.told(client, "real")
                 orders = [vm(name, image=name, host="real") for name in REAL_VMS]
                 outcome = await deploy_all(client, orders, meanwhile=functools.partial(real.kill, "KILL"), after=2)
                 assert not [error for error in outcome.refused.values() if not isinstance(error, Unavailable)]
+                await cluster.joined_anew(client, joined)
+
+                async def seen() -> bool:
+                    """Libvirt carries out what it was asked; vmstackd sees it then."""
+                    return running(real.box) == (await cluster.there()).keys()
+
+                await until(seen, "not all VMs that run are seen")
                 there = await cluster.audit(outcome.done, outcome.refused)
-                assert set(real.box.enter("virsh", "list", "--name").stdout.split()) == set(there)
                 assert real.pid != before
                 # What did not get there is free again, and may be tried again.
                 missing_vms = [order for order in orders if order.name not in there]
 
                 async def complete() -> bool:
-                    with contextlib.suppress(AlreadyExists):
-                        for order in missing_vms:
+                    for order in missing_vms:
+                        with contextlib.suppress(AlreadyExists):
                             await client.deploy(order)
                     return (await cluster.there()).keys() == set(REAL_VMS)
 
                 await until(complete, "the VMs that were lost on the way cannot be deployed")
                 await cluster.audit(dict.fromkeys(REAL_VMS, "real"))
-                assert set(real.box.enter("virsh", "list", "--name").stdout.split()) == set(REAL_VMS)
+                assert running(real.box) == set(REAL_VMS)
                 await asyncio.gather(*(client.remove(requests.Remove(name=name)) for name in REAL_VMS))
-                assert not real.box.enter("virsh", "list", "--all", "--name").stdout.split()
+                assert not running(real.box)
         finally:
             await set_cordon(cluster, "real", on=True)
 
@@ -313,15 +370,12 @@ def test_simulated_vms_end_with_their_vmstackd_and_globald_says_so(cluster: Clus
 
     async def kill() -> None:
         async with cluster.asked() as client:
+            joined = await cluster.told(client, "small")
             kill_it = functools.partial(small.kill, "KILL")
             outcome = await deploy_all(client, everywhere("sim"), pace=0.01, meanwhile=kill_it, after=15)
             assert only_for(outcome, "small")
             kept = on(outcome.done, "medium", "large")
-
-            async def told() -> bool:
-                return len((await client.list()).vms) < len(outcome.done)
-
-            await until(told, "globald still shows VMs of before")
+            await cluster.joined_anew(client, joined)
             there = await cluster.audit(kept, outcome.refused)
             lost = outcome.done.keys() - there.keys()
             assert lost

@@ -95,6 +95,8 @@ def test_files_for_tls_are_for_tcp_and_are_all_needed(tmp_path: Path) -> None:
         ('tls_ca = ""', "tls_ca: it is no text; "),
         ('address = "nowhere"', "address: 'nowhere' is no address; write it as"),
         ('address = "\\u001b[2J"', r"address: '\\x1b\[2J' is no address"),
+        ("address = " + "[" * 5000, "not TOML: "),
+        ("address = " + "9" * 5000, "not TOML: "),
         ('tls_ca = "~nobody-of-this-name/ca"', "tls_ca: there is no such home: .*; write the whole path"),
     ],
 )

@@ -22,7 +22,10 @@ _ROLES = {"globald": Role.OPERATOR, "operator": Role.OPERATOR, "reader": Role.RE
 
 
 class Visitor(ABC):
-    """key: with whom it shares the limits of one user. limited: whether such limits hold for it."""
+    """key: with whom it shares the limits of one user. limited: whether such limits hold for it.
+
+    Both may change when it is identified.
+    """
 
     __slots__ = ("key", "limited")
 
@@ -148,6 +151,8 @@ class _Local(_Remote):
 
     async def identify(self, accepted: socket.socket) -> None:
         self._peer = await asyncio.to_thread(_user_at, accepted)
+        if self._peer is not None:
+            self.key, self.limited = self._peer.uid, bool(self._peer.uid)
 
     @property
     def name(self) -> str:

@@ -311,6 +311,8 @@ class Daemon(ABC, Generic[S]):
             log.error("reload-failed", reason=error, next_step="correct it and reload; the settings before stay in use")
         else:
             self._change(read)
+        if self.tls is not None:
+            self.tls.refresh()
         if self._ready:
             self._notifier.ready()
 

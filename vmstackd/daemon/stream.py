@@ -7,6 +7,7 @@ What differs between Unix sockets, TCP and TLS is in ``vmstackd.daemon.callers``
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import os
@@ -50,7 +51,7 @@ STAY_AWAKE = 100e-6
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """connections: of all, and per_user of one that is not root, or of one address over TCP. calls: in progress, of
+    """connections: of all, and per_user of one that is not root, or of one address over TLS. calls: in progress, of
     one connection.
 
     handshake, hello, frame, stall: seconds until TLS is agreed on, hello has come, a frame that has begun has ended,
@@ -89,7 +90,7 @@ class StreamTransport:
         self._operations = operations
         self._connections: set[_Connection] = set()
         self._users: Counter[Hashable] = Counter()
-        self._joining: dict[_Connection, asyncio.Task[None]] = {}  # the oldest first
+        self._unknown: dict[_Connection, asyncio.Task[None]] = {}  # have not said hello; the oldest first
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
@@ -163,7 +164,7 @@ class StreamTransport:
         self._users[visitor.key] += 1
         task = self._spawn(self._join(accepted, connection))
         if self._kind.slow:
-            self._joining[connection] = task
+            self._unknown[connection] = task
 
     def _has_room(self, visitor: Visitor) -> bool:
         """Whether one more may come; if need be in the place of whoever has taken longest to say who it is."""
@@ -172,19 +173,20 @@ class StreamTransport:
             return self._give_up_one(visitor.key)
         return len(self._connections) < limits.connections or self._give_up_one(None)
 
-    def _give_up_one(self, key: Hashable) -> bool:
-        """key: None means whoever it is."""
-        for connection, task in self._joining.items():
-            if key is None or connection.visitor.key == key:
-                self.note("handshake-failed", connection.visitor, "it took too long, and others want in")
+    def _give_up_one(self, key: Hashable, but: _Connection | None = None) -> bool:
+        """key: None means whoever it is. but: who is to stay."""
+        for connection, task in self._unknown.items():
+            if connection is not but and (key is None or connection.visitor.key == key):
                 task.cancel()
-                self.forget(connection)
+                connection.drop("it took too long to say who it is, and others want in")
                 return True
         return False
 
     async def _join(self, accepted: socket.socket, connection: _Connection) -> None:
         try:
+            thought = connection.visitor.key
             await connection.visitor.identify(accepted)
+            self._recount(connection, thought)
             context = self._kind.context()
             await self._loop.connect_accepted_socket(
                 lambda: connection,
@@ -193,15 +195,24 @@ class StreamTransport:
                 ssl_handshake_timeout=None if context is None else self.limits.handshake,
                 ssl_shutdown_timeout=None if context is None else self.limits.handshake,
             )
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             if self._kind.slow:
                 self.note("handshake-failed", connection.visitor, _reason(error))
             self._forsake(accepted, connection)
         except asyncio.CancelledError:
             self._forsake(accepted, connection)
             raise
-        finally:
-            self._joining.pop(connection, None)
+
+    def _recount(self, connection: _Connection, thought: Hashable) -> None:
+        """It shares the limits of another user than was thought. Raises OSError if that one has too many already."""
+        visitor = connection.visitor
+        if visitor.key == thought:
+            return
+        self._uncount(thought)
+        self._users[visitor.key] += 1
+        too_many = visitor.limited and self._users[visitor.key] > self.limits.per_user
+        if too_many and not self._give_up_one(visitor.key, but=connection):
+            raise OSError(errno.EUSERS, "there are too many of this user")
 
     def _forsake(self, accepted: socket.socket, connection: _Connection) -> None:
         accepted.close()
@@ -231,12 +242,18 @@ class StreamTransport:
     def forget(self, connection: _Connection) -> None:
         """The connection is no more."""
         if connection in self._connections:
-            key = connection.visitor.key
             self._connections.discard(connection)
-            self._joining.pop(connection, None)
-            self._users[key] -= 1
-            if not self._users[key]:
-                del self._users[key]
+            self._unknown.pop(connection, None)
+            self._uncount(connection.visitor.key)
+
+    def _uncount(self, key: Hashable) -> None:
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key]
+
+    def know(self, connection: _Connection) -> None:
+        """It has said hello, and is not given up for others any more."""
+        self._unknown.pop(connection, None)
 
     def relieve(self) -> None:
         """Drop whoever takes most of what all must share, until there is enough."""
@@ -266,8 +283,10 @@ class StreamTransport:
             self._noted.clear()
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | UnicodeError) -> str:
     """Why a handshake failed, in words."""
+    if isinstance(error, UnicodeError):
+        return "there is something in its certificate that is no text"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -505,6 +524,7 @@ class _Connection(asyncio.BufferedProtocol):
             )
         self._caller = Caller(transport=self._server.name, identity=name, role=role)
         self._hello_by = None
+        self._server.know(self)
         return session.HelloReply(
             version=max(common),
             program=self._server.identity.program,

@@ -77,11 +77,16 @@ def text(allowed: str, pattern: str) -> Callable[[Any], str]:
     """A text of this form."""
 
     def read(value: object) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        if not isinstance(value, str) or not _fits(pattern, value):
             raise ValueError(allowed)
         return value
 
     return read
+
+
+def _fits(pattern: str, value: str) -> bool:
+    # No name of a file has the byte 0, and the system's functions take none.
+    return "\0" not in value and re.fullmatch(pattern, value) is not None
 
 
 def yes_or_no(value: object) -> bool:
@@ -108,7 +113,7 @@ def names(allowed: str, pattern: str) -> Callable[[Any], tuple[str, ...]]:
 
     def read(value: object) -> tuple[str, ...]:
         items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(i, str) and re.fullmatch(pattern, i) for i in items):
+        if not isinstance(items, list) or not all(isinstance(i, str) and _fits(pattern, i) for i in items):
             raise ValueError(allowed)
         return tuple(items)
 

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from vmstackd.address import is_loopback
+from vmstackd.daemon import log
 from vmstackd.daemon.table import TLS, SettingsError
 from vmstackd.tls import Tls, TlsError, TlsFiles
 
@@ -23,10 +24,18 @@ def tls_from(ca: str, certificate: str, key: str) -> Tls | None:
         raise SettingsError(f"{', '.join(missing)}: missing; TLS needs {', '.join(given)}, or none of them")
     files = TlsFiles(Path(ca), Path(certificate), Path(key))
     try:
-        return Tls(files)
+        return Tls(files, _tell)
     except TlsError as error:
         wrong = next((name for name, value in given.items() if str(error).startswith(f"{value}")), "tls_certificate")
         raise SettingsError(f"{wrong}: {error}") from error
+
+
+def _tell(problem: str) -> None:
+    """Log that the files have changed."""
+    if problem:
+        log.warning("certificate-unusable", reason=problem, next_step="correct it; what was there before stays in use")
+    else:
+        log.info("certificate-read", note="for new connections")
 
 
 def listen(host: str, port: int, tls: Tls | None) -> socket.socket:
