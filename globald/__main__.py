@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from globald import app
 from globald.settings import TABLE, Settings, load_settings
+from vmstackd.daemon import tcp
 from vmstackd.daemon.command_line import EXIT_CONFIG, Given, fail, parser, serve, show, with_settings
 from vmstackd.daemon.table import SettingsError
-from vmstackd.daemon.tcp import tls_from
 
 _EPILOG = f"""\
 examples:
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(settings: Settings) -> int:
-    tls_from(settings.tls_ca, settings.tls_certificate, settings.tls_key)
+    tcp.check(settings.tcp_host, settings.tcp_port, settings.tls_ca, settings.tls_certificate, settings.tls_key)
     folder = "" if settings.hosts_dir == "none" else f", and those of {settings.hosts_dir}"
     return show(TABLE, f"globald: the configuration is usable: {len(settings.hosts)} hosts{folder}\n")
 

@@ -7,6 +7,8 @@ import ipaddress
 from pathlib import Path
 from unittest import mock
 
+from cryptography import x509
+
 from vmstackctl import certificates
 from vmstackd.tls import Tls, TlsFiles
 
@@ -30,6 +32,17 @@ class Authority:
     def client(self, role: str, name: str = "", *, days: int = 10) -> Tls:
         """The certificate of a client, named as its role or otherwise."""
         return self._make(name or role, role, [], days, client=True)
+
+    def garbled(self, role: str, *addresses: str) -> Tls:
+        """That of a client, or of the server at the addresses, which holds a name of bytes that are no text."""
+        kind = x509.SubjectAlternativeName
+
+        def names(given: list[x509.GeneralName]) -> x509.UnrecognizedExtension:
+            whole = kind([*given, x509.UniformResourceIdentifier("urn:x")])
+            return x509.UnrecognizedExtension(whole.oid, whole.public_bytes().replace(b"urn:x", b"urn:\xff"))
+
+        with mock.patch.object(x509, "SubjectAlternativeName", names):
+            return self.host("garbled", *addresses) if addresses else self.client(role, "garbled")
 
     def _make(
         self, name: str, role: str, hosts: list[certificates.Host], days: int, *, client: bool, renew: bool = False

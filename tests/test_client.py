@@ -385,6 +385,19 @@ def test_what_is_no_answer_ends_the_connection(answer: bytes, *, hello: bool) ->
     asyncio.run(check())
 
 
+def test_pages_of_hosts_that_do_not_follow_each_other() -> None:
+    async def check() -> None:
+        async with _server(packed([1, 1, None, {"hosts": [], "following": 5}]), hello=True) as path:
+            client = await Client.connect(str(path), program="test")
+            client._link._last = 0
+            with pytest.raises(Unavailable, match="has counted its hosts wrong"):
+                async with asyncio.timeout(PATIENCE):
+                    await client.hosts()
+            await client.close()
+
+    asyncio.run(check())
+
+
 async def _ask_once(path: Path) -> None:
     client = await Client.connect(str(path), program="test")
     client._link._last = 0  # so that the server's answer is to this call

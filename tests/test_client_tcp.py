@@ -204,6 +204,16 @@ def test_a_server_that_is_not_to_be_trusted(
     asyncio.run(check())
 
 
+def test_a_server_whose_certificate_cannot_be_read(authority: Authority) -> None:
+    async def check() -> None:
+        async with _serving(authority.garbled("host", "127.0.0.1")) as (_, port):
+            error = await _failure(f"127.0.0.1:{port}", authority.client("reader"))
+            assert isinstance(error, Denied)
+            assert error.message.startswith(f"the certificate of 127.0.0.1:{port} holds what is no text; ")
+
+    asyncio.run(check())
+
+
 def test_a_server_of_another_name_is_told_by_its_names(authority: Authority) -> None:
     async def check() -> None:
         async with _serving(_elsewhere(authority)) as (_, port):

@@ -57,10 +57,8 @@ def make_authority(folder: Path, name: str, days: int, *, force: bool) -> Made:
     """Write ca.key and ca.crt. force: in the place of those that are there. Raises PkiError."""
     key_file, certificate_file = folder / "ca.key", folder / "ca.crt"
     _refuse_existing(key_file, certificate_file, force=force)
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise PkiError(f"{folder}: cannot be made: {error.strerror}; choose another --dir") from error
+    _make_folder(folder)
+    _refuse_shared(folder)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(name)
     certificate = _sign(
@@ -90,6 +88,7 @@ def make_certificate(
     there. Raises PkiError.
     """
     authority, authority_key = _read_authority(folder)
+    _refuse_shared(folder)
     key_file, certificate_file = folder / f"{name}.key", folder / f"{name}.crt"
     _refuse_existing(key_file, certificate_file, force=force)
     kept = key_file.exists()
@@ -164,6 +163,26 @@ def _sign(certificate: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey)
 
 
 # Files
+
+
+def _make_folder(folder: Path) -> None:
+    # The folders above are for us to write in, too: who may rename ours may put another one in its place.
+    before = os.umask(0o077)
+    os.umask(before | 0o022)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PkiError(f"{folder}: cannot be made: {error.strerror}; choose another --dir") from error
+    finally:
+        os.umask(before)
+
+
+def _refuse_shared(folder: Path) -> None:
+    if folder.stat().st_mode & 0o002:
+        raise PkiError(
+            f"{folder}: every user may write there, and have us sign with other keys; chmod 0700 {folder}, or choose "
+            "another --dir"
+        )
 
 
 def _refuse_existing(*files: Path, force: bool) -> None:

@@ -140,8 +140,11 @@ def status(reply: StatusReply) -> str:
 
 
 def stamp(seconds: float) -> str:
-    """A time of day, here and now."""
-    return time.strftime("%H:%M:%S", time.localtime(seconds))
+    """A time of day, here and now; of what no clock shows, only that it is none."""
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):  # hosts tell the times of events themselves
+        return "--:--:--"
 
 
 def event(happened: Line) -> str:

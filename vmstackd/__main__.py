@@ -9,6 +9,7 @@ from pathlib import Path
 
 from core.cpuset import format_cpu_list
 from vmstackd import app
+from vmstackd.daemon import tcp
 from vmstackd.daemon.command_line import EXIT_CONFIG, Given, fail, parser, serve, show, with_settings
 from vmstackd.daemon.life import EXIT_UNAVAILABLE
 from vmstackd.daemon.table import SettingsError
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(settings: Settings) -> int:
     state = app.host_state(settings)
     app.hypervisor(settings)
+    tcp.check(settings.tcp_host, settings.tcp_port, settings.tls_ca, settings.tls_certificate, settings.tls_key)
     cpus = format_cpu_list(sorted(state.topology.cpu_ids))
     return show(TABLE, f"vmstackd: the configuration is usable: CPUs {cpus}, {state.memory_mib} MiB\n")
 

@@ -85,6 +85,8 @@ class Client:
             raise Unavailable(f"{address} does not answer within {timeout:g} s{hint}") from None
         except OSError as error:
             raise _unreachable(address, where, error) from error
+        except UnicodeError as error:
+            raise Denied(f"the certificate of {address} holds what is no text; {_CERTIFICATES}") from error
         return client
 
     @property
@@ -204,6 +206,8 @@ class Client:
         """The hosts of a cluster, all of them. timeout: for each of the answers that this takes."""
         reply = await self._call(requests.Hosts(), replies.HostsReply, timeout, request_id)
         while reply.following is not None:
+            if reply.following != len(reply.hosts):  # else there would be no end
+                raise Unavailable(f"{self.address} has counted its hosts wrong", fault=MALFORMED)
             rest = await self._call(requests.Hosts(first=reply.following), replies.HostsReply, timeout, request_id)
             reply = msgspec.structs.replace(rest, hosts=reply.hosts + rest.hosts, duplicates=reply.duplicates)
         return reply

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
+from aiohttp import web
 
 from tests.running import PATIENCE
 from tests.transports.endpoint import endpoint
 from vmstackd.daemon import http, http_connections
+from vmstackd.transports.http import HostHttp
 
 SILENT = {
     "nothing": b"",
@@ -71,17 +74,56 @@ def test_a_thousand_idle_clients_keep_nobody_from_being_served() -> None:
     asyncio.run(run())
 
 
-def test_beyond_the_limit_clients_are_closed_and_let_in_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+HALF_A_FORM = (
+    b"POST /remove HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\n\r\nname="
+)
+
+
+@pytest.mark.parametrize("sent", [*SILENT.values(), HALF_A_FORM], ids=[*SILENT, "half a form"])
+def test_beyond_the_limit_who_asks_nothing_makes_room(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connections, "MOST", 3)
 
     async def run() -> None:
         async with endpoint() as host:
             idle = [await asyncio.open_connection(host.host, host.port) for _ in range(3)]
-            assert await host.raw_until_cut(b"GET / HTTP/1.0\r\n\r\n") == b""
+            for _, writer in idle:
+                writer.write(sent)
+                await writer.drain()
+            for _ in range(3):
+                assert (await host.raw_until_cut(b"GET / HTTP/1.0\r\n\r\n")).startswith(b"HTTP/1.0 200")
+            async with asyncio.timeout(PATIENCE):
+                with suppress(ConnectionError):
+                    assert await idle[0][0].read() == b""  # the oldest
             for _, writer in idle:
                 writer.close()
-            async with asyncio.timeout(PATIENCE):
-                while not await host.raw_until_cut(b"GET / HTTP/1.0\r\n\r\n"):
-                    pass
+
+    asyncio.run(run())
+
+
+def test_beyond_the_limit_of_those_at_work_clients_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connections, "MOST", 3)
+    at_work, release = asyncio.Event(), asyncio.Event()
+    working = 0
+
+    async def slow(self: HostHttp, _: web.Request) -> web.Response:
+        nonlocal working
+        working += 1
+        if working == 3:
+            at_work.set()
+        await release.wait()
+        return web.Response()
+
+    monkeypatch.setattr(HostHttp, "list", slow)
+
+    async def run() -> None:
+        async with endpoint() as host, asyncio.timeout(PATIENCE):
+            asking = [asyncio.create_task(host.raw_until_cut(b"GET /listvm HTTP/1.0\r\n\r\n")) for _ in range(3)]
+            await at_work.wait()
+            assert await host.raw_until_cut(b"GET / HTTP/1.0\r\n\r\n") == b""
+            release.set()
+            assert all(answer.startswith(b"HTTP/1.0 200") for answer in await asyncio.gather(*asking))
+            while not await host.raw_until_cut(b"GET / HTTP/1.0\r\n\r\n"):
+                pass
 
     asyncio.run(run())

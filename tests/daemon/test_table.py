@@ -222,6 +222,7 @@ def test_files_that_cannot_be_read_are_refused(source: str, kind: str, says: str
         ("lamps = " + "[" * 5000, "recursion"),
         ("lamps = " + "9" * 5000, "4300 digits"),
         ("lamps = 0x" + "f" * 500, "lamps: so large a number is not allowed"),
+        ('tls_ca = "/a\\u0000b"', r"tls_ca: '/a\x00b' is not allowed; it must be an absolute path, or nothing"),
         ("lamp = 6", "lamp: there is no such setting; known are colour, dim, lamps, rooms, sizes, tls_ca, "),
         ("[http]\nport = 1", "http: there is no such setting"),
         ('"" = 1', ": there is no such setting"),

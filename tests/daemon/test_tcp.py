@@ -86,6 +86,32 @@ def test_a_name_that_means_nothing(host: str) -> None:
 # Settings
 
 
+def test_what_cannot_be_served_is_known_before(tls: Tls) -> None:
+    tcp.check("127.0.0.1", 0, "", "", "")
+    tcp.check("none", 0, "", "", "")
+    tcp.check("0.0.0.0", 0, *_texts(tls))
+    tcp.check("no-such-host.invalid", 0, *_texts(tls))
+    with pytest.raises(SettingsError, match="plain TCP is refused beyond loopback"):
+        tcp.check("0.0.0.0", 0, "", "", "")
+    Path(_texts(tls)[0]).unlink()
+    with pytest.raises(SettingsError, match=r"^tls_ca: .* cannot be read"):
+        tcp.check("none", 0, *_texts(tls))
+
+
+def test_new_files_are_told_in_the_log(tls: Tls, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    made = tcp.tls_from(*_texts(tls))
+    assert made is not None
+    whole = made.files.key.read_bytes()
+    made.files.key.unlink()
+    for _ in range(2):
+        made.refresh()
+    made.files.key.write_bytes(whole)
+    made.files.key.chmod(0o600)
+    made.refresh()
+    assert [record.msg for record in caplog.records] == ["certificate-unusable", "certificate-read"]
+
+
 def test_without_settings_there_is_no_tls() -> None:
     assert tcp.tls_from("", "", "") is None
 

@@ -671,7 +671,7 @@ def test_a_host_that_is_taken_out_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "lost.toml").write_text(f'address = "{NOWHERE}"\n')
 
     async def test() -> None:
-        async with together(RealHost("a"), folder=tmp_path, learn=False) as both:
+        async with together(RealHost("a"), folder=tmp_path, learn=False, patience=10 * PATIENCE) as both:
             assert not both.cluster.learned
             await both.ask(requests.HostRemove(host=NOWHERE), replies.HostListed)
             await until(lambda: both.cluster.learned)

@@ -21,6 +21,7 @@ from tests.transports.endpoint import until
 from vmstackd import wire
 from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import AlreadyExists, Cordoned, InvalidRequest, NoCapacity, NotFound, Unavailable
+from vmstackd.client import Pushes
 from vmstackd.daemon import http, log
 
 GOOD = "good"
@@ -218,6 +219,21 @@ def test_who_is_quarantined_may_try_again() -> None:
             host.first = STATUS
             await both.state("hostile", "up")
             assert (await both.deploy(vm("one"))).host == "hostile"
+
+    run(test())
+
+
+def test_a_lie_is_found_out_while_an_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "SILENT_S", 4 * PATIENCE)
+
+    async def test() -> None:
+        host = HostileHost()
+        host.script = host.silent
+        async with beside(host) as both:
+            await both.state("hostile", "up")
+            await until(lambda: bool(host.asked("ping")))
+            host.talk.push(LIES["negative CPUs"][0])
+            await both.state("hostile", "quarantined")
 
     run(test())
 
@@ -708,6 +724,25 @@ def test_whatever_a_host_says_is_one_line_in_the_log(caplog: pytest.LogCaptureFi
     assert any("host-refused" in line for line in written)
     assert all(line.isprintable() for line in written)
     assert max(map(len, written)) < 2000
+
+
+def test_what_a_host_pushes_is_taken_in_the_order_in_which_it_came() -> None:
+    async def test() -> None:
+        pushes = Pushes()
+        first, gone, second, back = (
+            wire.read_result(status(generation=1), replies.StatusReply),
+            session.VmGone(time=1.0, name="a"),
+            wire.read_result(status(generation=2), replies.StatusReply),
+            session.VmDeployed(time=1.0, name="a", level=1000, cpus=()),
+        )
+        pushes.add(first)
+        pushes.add(gone)
+        assert [await anext(pushes) for _ in range(2)] == [first, gone]
+        for push in (first, gone, second, back):
+            pushes.add(push)
+        assert [await anext(pushes) for _ in range(3)] == [gone, second, back]  # of statuses the newest
+
+    run(test())
 
 
 # Links

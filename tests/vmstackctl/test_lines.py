@@ -161,3 +161,8 @@ def test_a_name_on_several_hosts_comes_with_what_can_be_typed() -> None:
     assert lines.duplicate(DuplicateVm(name="a b", hosts=("server1", "server4"))) == (
         "a b is on server1 and server4: vmstackctl remove 'a b' --host HOST removes one of them"
     )
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1e300])
+def test_a_time_that_is_none(seconds: float) -> None:
+    assert lines.event(Connected(time=seconds, vms=1)).startswith("--:--:-- ")

@@ -231,7 +231,33 @@ def test_a_key_is_never_readable_for_others(place: Path, monkeypatch: pytest.Mon
     assert not [path for path in place.iterdir() if path.name.startswith(".")]
 
 
+def test_nobody_else_may_write_in_the_folders_that_are_made(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        _do("init", "--dir", str(tmp_path / "a" / "b" / "pki"))
+    finally:
+        os.umask(before)
+    assert _mode(tmp_path / "a" / "b" / "pki") == 0o700
+    assert _mode(tmp_path / "a" / "b") == _mode(tmp_path / "a") == 0o755
+
+
 # What is refused
+
+
+@pytest.mark.parametrize("sticky", [True, False])
+def test_a_folder_in_which_everybody_writes(place: Path, tmp_path: Path, *, sticky: bool) -> None:
+    for folder in (place, tmp_path / "new"):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o1777 if sticky else 0o777)
+    for arguments in (
+        ("init", "--dir", str(tmp_path / "new")),
+        ("client", "alice", "--role", "reader", "--dir", str(place)),
+    ):
+        result = _run(*arguments)
+        assert result.exit_code == 1
+        assert f"{arguments[-1]}: every user may write there" in result.stderr
+    assert not [*(tmp_path / "new").iterdir()]
+    assert not (place / "alice.key").exists()
 
 
 def _without_authority(place: Path) -> None:

@@ -258,7 +258,9 @@ class HttpTransport(ABC):
         """The parameters of a call, each given exactly once, in the query or in a form that was posted."""
         encoded = http.raw_path.partition("?")[2]
         if http.method == "POST":
+            self._connections.awaits_form(http.protocol)
             encoded += "&" + await _form(http)
+            self._connections.begins(http.protocol)
         route = self._routes[http.path]
         return http_values.parameters(encoded, route.parameters, route.example)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 from aiohttp import web
 
 from vmstackd.daemon import log
 
 MOST = 4096
-"""Connections at the same time; further ones are closed at once."""
+"""Connections at the same time; for further ones, that which has asked nothing for longest is closed."""
 FIRST_S = 10.0
 """Seconds in which a request must have come whole."""
 IDLE_S = 60.0
@@ -24,14 +25,14 @@ class Connections:
     def __init__(self, server: web.Server) -> None:
         self._server = server
         self._loop = asyncio.get_running_loop()
-        self._waiting_until: dict[web.RequestHandler, float | None] = {}
+        self._waiting_until: dict[web.RequestHandler, float | None] = {}  # who has waited for longest is first
         self._new: set[web.RequestHandler] = set()
         """Those that the server may not know yet."""
-        self._refused = 0
+        self._refused = self._given_up = 0
 
     def admit(self) -> asyncio.Protocol:
         """The protocol of a connection that has come."""
-        if len(self._server.connections) >= MOST:
+        if len(self._server.connections) >= MOST and not self._give_up_one():
             self._refused += 1
             return _Refused()
         handler = self._server()
@@ -39,13 +40,31 @@ class Connections:
         self._waiting_until[handler] = self._loop.time() + FIRST_S
         return handler
 
+    def _give_up_one(self) -> bool:
+        """Close one of those that we wait for."""
+        for handler, until in self._waiting_until.items():
+            if until is not None and handler.transport is not None:
+                handler.transport.abort()
+                del self._waiting_until[handler]
+                self._given_up += 1
+                return True
+        return False
+
     def begins(self, handler: web.RequestHandler) -> None:
         """A request has come."""
-        self._waiting_until[handler] = None
+        self._set(handler, None)
+
+    def awaits_form(self, handler: web.RequestHandler) -> None:
+        """Only the head of it has come, and somebody else looks at the clock."""
+        self._set(handler, math.inf)
 
     def ends(self, handler: web.RequestHandler) -> None:
         """It has been answered."""
-        self._waiting_until[handler] = self._loop.time() + IDLE_S
+        self._set(handler, self._loop.time() + IDLE_S)
+
+    def _set(self, handler: web.RequestHandler, until: float | None) -> None:
+        self._waiting_until.pop(handler, None)
+        self._waiting_until[handler] = until
 
     async def watch(self) -> None:
         """Close what has waited for too long, until cancelled."""
@@ -61,6 +80,9 @@ class Connections:
             if self._refused:
                 log.warning("http-connections-refused", count=self._refused, connections=len(there))
                 self._refused = 0
+            if self._given_up:
+                log.warning("http-connections-given-up", count=self._given_up, connections=len(there))
+                self._given_up = 0
 
 
 class _Refused(asyncio.Protocol):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from pathlib import Path
+from typing import Any
 
 from vmstackd.address import is_loopback
 from vmstackd.daemon import log
@@ -43,6 +45,23 @@ def listen(host: str, port: int, tls: Tls | None) -> socket.socket:
 
     Raises SettingsError if whoever may reach it could read along, OSError if the address cannot be had.
     """
+    family, end = _first(host, port, tls)
+    address = str(end[0])
+    both = family == socket.AF_INET6 and (address == "::" or address.startswith("::ffff:"))
+    # To the address that was looked at: the name may mean another one by now.
+    return socket.create_server(end, family=family, backlog=BACKLOG, dualstack_ipv6=both)
+
+
+def check(host: str, port: int, ca: str, certificate: str, key: str) -> None:
+    """Raises SettingsError as ``tls_from`` and ``listen`` do, without listening."""
+    tls = tls_from(ca, certificate, key)
+    if host != "none":
+        with contextlib.suppress(OSError):  # it may be another machine, or another day, on which it can be had
+            _first(host, port, tls)
+
+
+def _first(host: str, port: int, tls: Tls | None) -> tuple[int, Any]:
+    """Family and address, as ``listen`` is to have them."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except UnicodeError as error:
@@ -54,7 +73,4 @@ def listen(host: str, port: int, tls: Tls | None) -> socket.socket:
             "set tls_ca, tls_certificate and tls_key, or tcp_host = 127.0.0.1"
         )
     family, *_, end = found[0]
-    address = str(end[0])
-    both = family == socket.AF_INET6 and (address == "::" or address.startswith("::ffff:"))
-    # To the address that was looked at: the name may mean another one by now.
-    return socket.create_server(end, family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    return family, end
