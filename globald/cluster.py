@@ -6,37 +6,34 @@ Nothing is asked of any host to choose one. Everything is decided in the event l
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import platform
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args
 
 import msgspec
 
-from core.admission import MAX_CPUS, MAX_GENERATION, refusal_on
+from core.admission import MAX_GENERATION
 from core.host_policy import HostPolicy
-from core.inventory import Choice
 from core.level import format_level
+from globald.asking import answer_of
 from globald.link import Link
-from globald.members import CORDONED, Member, Members, Reservation, State, short
+from globald.member import Member, State, short
+from globald.members import Members
+from globald.placing import IN_WORDS, Placing
 from globald.sources import STATIC, Entry, Folder, read_address, together
 from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import (
     AlreadyExists,
-    Cordoned,
     DeadlineExceeded,
-    HypervisorFailed,
-    Internal,
     InvalidRequest,
     NoCapacity,
     NotFound,
     Unavailable,
     VmstackError,
 )
-from vmstackd.client import Client
 from vmstackd.daemon import log
 from vmstackd.daemon.feed import Feed
 from vmstackd.daemon.operations import NOT_REFUSALS, Operations, Outcome, operation_of
@@ -46,23 +43,14 @@ LOOK_S = 2.0
 """Seconds between two looks into the folder of hosts."""
 AT_ONCE = 64
 """Hosts that are asked at the same time for something that all must tell."""
-NEWS_S = 0.5
-"""Seconds for which a host that has answered a removal may take to tell how it is since."""
 READ_S = 10.0
 """Seconds that a host gets to answer what changes nothing."""
 HOSTS_AT_ONCE = 2000
 """In one answer, which has its limit of bytes."""
 SHOWN_PROBLEMS = 20
-MOST_DETAILS = 32
-"""Of an error, and characters of the name of one."""
 MOST_DUPLICATES = 1000
 """Names on several hosts that are told at once."""
-CONNECTS_AT_ONCE = 64
-
-_R = TypeVar("_R")
-
-_ELSEWHERE = (NoCapacity, Cordoned, HypervisorFailed, Unavailable)
-"""What one host answers, and another may not."""
+CONNECTS_AT_ONCE = 256
 
 
 class Cluster(Operations):
@@ -90,11 +78,17 @@ class Cluster(Operations):
         self.members = Members()
         self._static = tuple(hosts)
         self._folder = None if folder is None else Folder(folder)
-        self._policy = policy
-        self._attempts = attempts
+        self._placing = Placing(
+            self.members,
+            policy,
+            attempts,
+            distrust=self._distrust,
+            settle_later=lambda member: self._links[member.number].settle_later(),
+            ends=lambda: self._stopping,
+            retried=retried,
+        )
         self._patience = patience
         self._tls = tls
-        self._retried = retried
         self._links: dict[int, Link] = {}
         self._cut: set[asyncio.Task[None]] = set()
         """Of links to hosts that were taken out, and that hang up."""
@@ -122,7 +116,7 @@ class Cluster(Operations):
 
     def reconfigure(self, policy: HostPolicy, attempts: int) -> None:
         """Choose in another way from now on."""
-        self._policy, self._attempts = policy, attempts
+        self._placing.policy, self._placing.attempts = policy, attempts
 
     @property
     def running(self) -> bool:
@@ -230,8 +224,6 @@ class Cluster(Operations):
                 )
             )
 
-    # Deploy
-
     async def _deploy(self, request: requests.Deploy, request_id: str) -> replies.Deployed:
         if self._stopping:
             raise Unavailable("globald is stopping; try again in a moment")
@@ -239,166 +231,23 @@ class Cluster(Operations):
             raise Unavailable(
                 f"{self._silent()} of {len(self.members)} hosts have not told yet what they have; try again in a moment"
             )
-        self._require_new(request.name)
-        wanted = None if not request.host else self._member(request.host)
-        tried: list[int] = []
-        refusal: VmstackError | None = None
-        while len(tried) < self._attempts:
-            choice = self._choose(request, wanted, tried) or await self._choose_again(request, wanted, tried)
-            if choice is None:
-                break
-            member = self.members.at(choice.host)
-            try:
-                reply = await self._ask_to_deploy(request, member, request_id)
-            except _ELSEWHERE as error:
-                if error.details.get("outcome") == "unknown" or self._stopping:
-                    raise
-                refusal = error
-                tried.append(choice.host)
-                if request.dry_run is False:
-                    self._retried()
-                log.info("host-refused", request=request_id, host=member.name, vm=request.name, why=error.message)
-                self._require_new(request.name)
-            else:
-                return msgspec.structs.replace(reply, host=member.name, score=choice.score)
-        raise self._refused(request, wanted, tried, refusal)
+        wanted = self._member(request.host) if request.host else None
+        return await self._placing.deploy(request, wanted, request_id)
 
-    def _require_new(self, name: str) -> None:
-        owners = self.members.owners(name)
-        if owners:
-            where = " and ".join(f"{member.name!r}" for member in owners)
-            raise AlreadyExists(f"a VM {name!r} is on host {where} already")
-        claim = self.members.claims.get(name)
-        if claim is not None and claim.uncertain:
-            raise AlreadyExists(
-                f"whether {name!r} was started on host {claim.member.name!r} is not known yet; "
-                "it will be in a moment, or when that host is back"
-            )
-        if claim is not None:
-            raise AlreadyExists(f"{name!r} is being deployed on host {claim.member.name!r} just now")
-
-    def _choose(self, request: requests.Deploy, wanted: Member | None, tried: list[int]) -> Choice | None:
-        inventory = self.members.inventory
-        if wanted is None:
-            return inventory.choose(self._policy, request.level, request.vcpus, request.memory_mib, tried)
-        status = wanted.expected
-        if tried or wanted.closed or status is None:
-            return None
-        if refusal_on(status, request.level, request.vcpus, request.memory_mib) is not None:
-            return None
-        return Choice(wanted.number, self._policy.score(status, request.level, request.vcpus, request.memory_mib))
-
-    async def _choose_again(self, request: requests.Deploy, wanted: Member | None, tried: list[int]) -> Choice | None:
-        """What has just been removed makes room that its host tells of in a moment."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(NEWS_S):
-                while any(member.behind for member in self.members):
-                    await asyncio.sleep(NEWS_S / 50)
-                    if choice := self._choose(request, wanted, tried):
-                        self._require_new(request.name)
-                        return choice
-        return None
-
-    async def _ask_to_deploy(self, request: requests.Deploy, member: Member, request_id: str) -> replies.Deployed:
-        """Raises what the host answers; Unavailable with outcome "unknown" if nobody knows whether the VM runs."""
-        client = self._client(member)
-        order = msgspec.structs.replace(request, host="")
-        if request.dry_run:
-            return self._believed(request, member, await _answer(client.deploy(order, request_id=request_id)))
-        reservation = self.members.reserve(request.name, member, request.level, request.vcpus, request.memory_mib)
-        try:
-            reply = self._believed(request, member, await _answer(client.deploy(order, request_id=request_id)))
-        except VmstackError as error:
-            if error is client.lost or isinstance(error, Internal) or error.details.get("outcome") == "unknown":
-                raise self._uncertain(reservation, error) from error
-            self.members.release(reservation)  # the host itself has said no
-            raise
-        except BaseException:
-            self._uncertain(reservation, Unavailable("globald is stopping"))
-            raise
-        self.members.confirm(reservation, reply.generation)
-        return reply
-
-    def _believed(self, request: requests.Deploy, member: Member, reply: replies.Deployed) -> replies.Deployed:
-        """The answer. Raises Unavailable if it cannot be one to this request, and tells the link."""
-        if (
-            (reply.name, reply.level, reply.dry_run) == (request.name, request.level, request.dry_run)
-            and 0 <= reply.generation <= MAX_GENERATION
-            and len(reply.cpus) <= MAX_CPUS
-            and min(reply.cpus, default=0) >= 0
-            and max(reply.cpus, default=0) < MAX_CPUS
-        ):
-            return reply
-        self._distrust(member, f"asked to deploy {request.name!r}, it answered {short(str(reply))}")
-        raise Unavailable("it answered what cannot be true", outcome="unknown")
+    # Remove
 
     def _distrust(self, member: Member, reason: str) -> None:
         link = self._links.get(member.number)
         if link is not None and not member.dropped:
             link.distrust(reason)
 
-    def _uncertain(self, reservation: Reservation, error: VmstackError) -> Unavailable:
-        """The link broke, or the host's own link to its hypervisor: the VM may run. Its name stays taken."""
-        member, name = reservation.member, reservation.name
-        if reservation.seen or member.dropped:
-            self.members.release(reservation)
-        else:
-            reservation.uncertain = True
-            self._links[member.number].settle_later()
-        return Unavailable(
-            f"whether {name!r} was started on host {member.name!r} is unknown: {error.message.partition(';')[0]}; "
-            f"look with vmstackctl list --host {member.name}",
-            outcome="unknown",
-            host=member.name,
-        )
-
-    def _refused(
-        self, request: requests.Deploy, wanted: Member | None, tried: list[int], last: VmstackError | None
-    ) -> VmstackError:
-        """Why there is no host for it: what one host said, or how many there are for each reason."""
-        if wanted is not None:
-            return last if last is not None else self._why_not(request, wanted)
-        counts = self.members.inventory.refusals(request.level, request.vcpus, request.memory_mib, tried)
-        if tried:
-            counts["refused"] = len(tried)
-        hosts = len(self.members)
-        fitting = hosts - sum(counts.values())
-        if fitting and last is not None:
-            counts["not asked"] = fitting
-        reasons = ", ".join(f"{count} {_IN_WORDS.get(reason, reason)}" for reason, count in counts.items() if count)
-        text = f"{hosts} hosts: {reasons}" if hosts else "there are no hosts; vmstackctl host add ADDRESS adds one"
-        if last is not None:
-            text += f"; the last one asked said: {last.message}"
-        resource = max(("cpu", "memory"), key=lambda reason: counts.get(reason, 0))
-        if not counts.get(resource):
-            resource = next(iter(counts), "hosts")
-        details: dict[str, str | int] = {reason.replace(" ", "_").replace("-", "_"): n for reason, n in counts.items()}
-        return NoCapacity(f"no host for it: {text}", resource=resource, hosts=hosts, **details)
-
-    def _why_not(self, request: requests.Deploy, member: Member) -> VmstackError:
-        state, reason = member.shown_state
-        status = member.expected
-        if member.closed == CORDONED:
-            return Cordoned(f"host {member.name!r} takes no new VMs: {reason or 'it is cordoned'}")
-        if member.closed or status is None:
-            return Unavailable(f"host {member.name!r} is {state}: {reason}")
-        short = refusal_on(status, request.level, request.vcpus, request.memory_mib) or "cpu"
-        free = status.free_cpus if short == "cpu" else status.free_mib
-        return NoCapacity(
-            f"not enough {short} on host {member.name!r}: {free} {'CPUs' if short == 'cpu' else 'MiB'} free",
-            resource=short,
-            free=free,
-        )
-
-    # Remove
-
     async def _remove(self, request: requests.Remove, request_id: str) -> replies.Removed:
         member = self._owner(request.name, request.host)
-        client = self._client(member)
+        client = member.connection
         removal = self.members.remove(request.name, member)
         generation: int | None = None
         try:
-            reply = await _answer(client.remove(msgspec.structs.replace(request, host=""), request_id=request_id))
+            reply = await answer_of(client.remove(msgspec.structs.replace(request, host=""), request_id=request_id))
             if (reply.name, reply.dry_run) != (request.name, request.dry_run):
                 self._distrust(member, f"asked to remove {request.name!r}, it answered {short(str(reply))}")
                 raise Unavailable(f"host {member.name!r} answered what cannot be true")
@@ -443,24 +292,15 @@ class Cluster(Operations):
             raise NotFound(f"there is no host {host!r} in this cluster; vmstackctl hosts shows those that are")
         return member
 
-    def _client(self, member: Member) -> Client:
-        """The connection to a host that is up. Raises Unavailable."""
-        client = member.client
-        if member.state is State.UP and client is not None and client.lost is not None:
-            raise Unavailable(f"host {member.name!r} is {State.UNKNOWN.value}: {client.lost.message}", host=member.name)
-        if member.state is not State.UP or client is None:
-            raise Unavailable(f"host {member.name!r} is {member.state.value}: {member.reason}", host=member.name)
-        return client
-
     async def _set_cordon(self, request: requests.Cordon | requests.Uncordon, request_id: str) -> replies.CordonReply:
         if not request.host:
             raise InvalidRequest("host: which host is meant must be said", field="host")
         member = self._member(request.host)
-        client = self._client(member)
+        client = member.connection
         if isinstance(request, requests.Cordon):
-            reply = await _answer(client.cordon(msgspec.structs.replace(request, host=""), request_id=request_id))
+            reply = await answer_of(client.cordon(msgspec.structs.replace(request, host=""), request_id=request_id))
         else:
-            reply = await _answer(client.uncordon(msgspec.structs.replace(request, host=""), request_id=request_id))
+            reply = await answer_of(client.uncordon(msgspec.structs.replace(request, host=""), request_id=request_id))
         if member.reply is not None:
             cordoned = msgspec.structs.replace(member.reply, cordoned=reply.cordoned, cordon_reason=reply.reason)
             member.reply = cordoned  # at once, and not only when the host pushes it
@@ -530,15 +370,12 @@ class Cluster(Operations):
         return ()
 
     def _troubles(self) -> Iterable[str]:
-        shown = 0
-        for member in self.members:
+        troubled = self.members.troubled
+        for member in islice(troubled.values(), SHOWN_PROBLEMS):
             state, reason = member.shown_state
-            if state not in (State.UP.value, CORDONED):
-                shown += 1
-                if shown > SHOWN_PROBLEMS:
-                    yield "and more hosts; see vmstackctl hosts"
-                    break
-                yield f"host {member.name} is {state}: {reason}"
+            yield f"host {member.name} is {state}: {reason}"
+        if len(troubled) > SHOWN_PROBLEMS:
+            yield f"and {len(troubled) - SHOWN_PROBLEMS} more hosts; see vmstackctl hosts"
         for duplicate in self.members.duplicates(SHOWN_PROBLEMS):
             yield f"VM {short(duplicate.name)!r} is on several hosts: {', '.join(duplicate.hosts[:SHOWN_PROBLEMS])}"
         yield from self._problems[:SHOWN_PROBLEMS]
@@ -558,7 +395,7 @@ class Cluster(Operations):
 
     def _progress(self, request: requests.Progress) -> replies.ProgressReply:
         size = request.level, request.vcpus, request.memory_mib
-        found = self.members.inventory.scores(self._policy, *size)
+        found = self.members.inventory.scores(self._placing.policy, *size)
         if request.host:
             wanted = self._member(request.host)
             found = [score for score in found if score[0] == wanted.number]
@@ -569,7 +406,7 @@ class Cluster(Operations):
         )
         if not fitting:
             counts = self.members.inventory.refusals(*size)
-            reasons = ", ".join(f"{count} {_IN_WORDS.get(reason, reason)}" for reason, count in counts.items())
+            reasons = ", ".join(f"{count} {IN_WORDS.get(reason, reason)}" for reason, count in counts.items())
             what = f"{request.vcpus} vCPUs at level {format_level(request.level)}"
             raise NoCapacity(
                 f"no host for {what}: {len(self.members)} hosts: {reasons or 'none'}",
@@ -585,7 +422,7 @@ class Cluster(Operations):
         async def vms_of(member: Member) -> tuple[replies.VmReply, ...]:
             async with turn:
                 try:
-                    reply = await self._client(member).list(timeout=READ_S, request_id=request_id)
+                    reply = await member.connection.list(timeout=READ_S, request_id=request_id)
                 except VmstackError:
                     return tuple(_unknown(name, member) for name in sorted(member.names))
             return tuple([msgspec.structs.replace(vm, host=member.name) for vm in reply.vms])
@@ -596,8 +433,8 @@ class Cluster(Operations):
     async def _describe(self, request: requests.Describe, request_id: str) -> replies.VmReply:
         member = self._owner(request.name, request.host)
         try:
-            reply = await _answer(
-                self._client(member).describe(
+            reply = await answer_of(
+                member.connection.describe(
                     msgspec.structs.replace(request, host=""), timeout=READ_S, request_id=request_id
                 )
             )
@@ -608,24 +445,7 @@ class Cluster(Operations):
     async def _topology(self, host: str, request_id: str) -> replies.TopologyReply:
         if not host:
             raise InvalidRequest("host: which host is meant must be said", field="host")
-        return await _answer(self._client(self._member(host)).topology(timeout=READ_S, request_id=request_id))
-
-
-_IN_WORDS = {"cpu": "no cpu", "memory": "no memory"}
-
-
-async def _answer(call: Awaitable[_R]) -> _R:
-    """What a host answers. What it says of an error is as long as people read, and no longer."""
-    try:
-        return await call
-    except VmstackError as error:
-        error.message = short(error.message)
-        error.details = {
-            key: short(value) if isinstance(value, str) else value
-            for key, value in islice(error.details.items(), MOST_DETAILS)
-            if len(key) <= MOST_DETAILS
-        }
-        raise
+        return await answer_of(self._member(host).connection.topology(timeout=READ_S, request_id=request_id))
 
 
 def _unknown(name: str, member: Member) -> replies.VmReply:

@@ -10,7 +10,8 @@ import time
 
 import msgspec
 
-from globald.members import Member, Members, Quarantine, State, short
+from globald.member import Member, Quarantine, State, short
+from globald.members import Members
 from vmstackd.api import requests, session
 from vmstackd.api.errors import DeadlineExceeded, Denied, NotFound, Unavailable, VmstackError
 from vmstackd.api.replies import StatusReply

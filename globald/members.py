@@ -9,133 +9,19 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Collection, Iterable, Iterator
-from enum import Enum
 from itertools import islice
 
 from core.admission import fault, refusal_on, with_vm
 from core.inventory import Inventory
 from core.status import HostStatus
+from globald.member import CORDONED, Member, Quarantine, Removal, Reservation, State
 from globald.sources import Entry
 from vmstackd.api import replies, session
 from vmstackd.api.errors import HypervisorFailed
 from vmstackd.api.requests import MAX_KNOWN_NAME_BYTES, MAX_TEXT_BYTES
-from vmstackd.client import Client
 
 MOST_VMS = 1 << 16
 """Of one host; whoever tells of more does not speak of VMs."""
-LONGEST_TEXT = 300
-"""Characters of what a host says, in what we say."""
-
-
-class State(Enum):
-    """Of a host. What a host that is up may say of itself, being cordoned for one, is not here."""
-
-    CONNECTING = "connecting"
-    UP = "up"
-    UNKNOWN = "unknown"
-    QUARANTINED = "quarantined"
-
-
-CORDONED, HYPERVISOR_DOWN = "cordoned", "hypervisor-down"
-
-
-class Quarantine(Exception):
-    """A host has said something that cannot be true, or is not what it should be. The text is the reason."""
-
-
-def short(text: str) -> str:
-    """What a host says, no longer than anybody reads."""
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
-
-
-class Reservation:
-    """A VM that a host was asked to deploy.
-
-    generation: the host's, once it has answered; a status with this one or a higher has the VM. counted: every status
-    from now on has it, answered or not. seen: an event has told of it. uncertain: nobody knows whether the host has it.
-    """
-
-    __slots__ = ("counted", "generation", "level", "member", "memory_mib", "name", "seen", "uncertain", "vcpus")
-
-    def __init__(self, name: str, member: Member, level: int, vcpus: int, memory_mib: int) -> None:
-        self.name = name
-        self.member = member
-        self.level = level
-        self.vcpus = vcpus
-        self.memory_mib = memory_mib
-        self.generation: int | None = None
-        self.counted = self.seen = self.uncertain = False
-
-
-class Removal:
-    """A VM that a host was asked to remove. seen: an event has told that it is gone."""
-
-    __slots__ = ("member", "name", "seen")
-
-    def __init__(self, name: str, member: Member) -> None:
-        self.name = name
-        self.member = member
-        self.seen = False
-
-
-class Member:
-    """One host. number: its place in host order. since: seconds since 1970. heard: of the event loop's clock.
-
-    names: of its VMs; others: of those that are in no level or shut off, as it last told; leaving: of those that
-    have ended, until it tells whether they are shut off now. expected: how it told last that it is, with what it has
-    been asked since. ahead: kinds of events that are still to come for what it has answered already, by VM; whatever
-    else it tells of that VM before is older. emptied: the generation of the last removal that it has answered. dropped:
-    it is no longer one of the cluster.
-    """
-
-    def __init__(self, number: int, entry: Entry) -> None:
-        self.number = number
-        self.entry = entry
-        self.state = State.CONNECTING
-        self.reason = "not yet reached"
-        self.since = time.time()
-        self.name = entry.address
-        self.uuid = ""
-        self.version = ""
-        self.client: Client | None = None
-        self.heard: float | None = None
-        self.reply: replies.StatusReply | None = None
-        self.names: set[str] = set()
-        self.others: frozenset[str] = frozenset()
-        self.leaving: set[str] = set()
-        self.pending: dict[str, Reservation] = {}
-        self.removals: dict[str, list[Removal]] = {}
-        self.ahead: dict[str, list[type[session.Event]]] = {}
-        self.emptied = 0
-        self.dropped = False
-        self.expected: HostStatus | None = None
-        self.alone = (self,)
-
-    @property
-    def shown_state(self) -> tuple[str, str]:
-        """The state for people and programs, and why."""
-        if self.state is not State.UP or self.reply is None:
-            return self.state.value, self.reason
-        if self.reply.hypervisor != "up":
-            return HYPERVISOR_DOWN, short("; ".join(self.reply.degraded[:10]))
-        if self.reply.cordoned:
-            return CORDONED, short(self.reply.cordon_reason)
-        return State.UP.value, ""
-
-    @property
-    def closed(self) -> str:
-        """Why it can have no new VM now; empty if it can."""
-        shown, _ = self.shown_state
-        return {State.UP.value: "", State.CONNECTING.value: State.UNKNOWN.value}.get(shown, shown)
-
-    @property
-    def behind(self) -> bool:
-        """Whether it will tell in a moment that it has more room."""
-        return self.reply is not None and self.reply.host.generation < self.emptied
-
-    def has(self, name: str) -> bool:
-        """Whether a VM of this name is there, as far as is known."""
-        return name in self.names or name in self.others or name in self.leaving
 
 
 class Members:
@@ -152,6 +38,10 @@ class Members:
         self._by_name: dict[str, Member] = {}
         self._by_uuid: dict[str, Member] = {}
         self._owners: dict[str, tuple[Member, ...]] = {}
+        self.troubled: dict[int, Member] = {}
+        """Hosts that are not as they should be, by number."""
+        self.behind: set[Member] = set()
+        """Hosts that will tell in a moment that they have more room."""
         self._shared: dict[str, None] = {}
         """Names that several hosts have, in the order in which it was found."""
 
@@ -184,6 +74,8 @@ class Members:
         for reservation in list(member.pending.values()):
             self.release(reservation)
         self.inventory.drop(member.number)
+        self.troubled.pop(member.number, None)
+        self.behind.discard(member)
         del self._members[member.number]
         heapq.heappush(self._left, member.number)
         del self._by_address[member.entry.address]
@@ -237,6 +129,7 @@ class Members:
         member.reply = None
         member.ahead.clear()
         member.emptied = 0
+        self.behind.discard(member)
         for name in member.names - now:
             member.names.discard(name)
             self._disown(member, name)
@@ -265,6 +158,8 @@ class Members:
         if why:
             raise Quarantine(_untrue(why))
         member.reply = reply
+        if reply.host.generation >= member.emptied:
+            self.behind.discard(member)
         if others != member.others or member.leaving:
             before, member.others = member.others | member.leaving, others
             member.leaving.clear()
@@ -335,6 +230,7 @@ class Members:
         if member.state is not state:
             member.since = time.time()
         member.state, member.reason = state, reason
+        self.behind.discard(member)
         self.refresh(member)
 
     # VMs
@@ -409,6 +305,8 @@ class Members:
         if generation is None or member.dropped:
             return
         member.emptied = max(member.emptied, generation)
+        if member.reply is not None and member.reply.host.generation < member.emptied:
+            self.behind.add(member)
         if not removal.seen:
             member.ahead.setdefault(name, []).append(session.VmRemoved)
             self._gone(member, name)
@@ -431,6 +329,10 @@ class Members:
                 if not reservation.counted:
                     status = _with(status, reservation)
         member.expected = status
+        if member.closed in ("", CORDONED):
+            self.troubled.pop(member.number, None)
+        else:
+            self.troubled[member.number] = member
         if status is None:
             self.inventory.close(member.number, member.closed)
         else:

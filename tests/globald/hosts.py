@@ -13,7 +13,7 @@ from core.host_policy import HOST_POLICIES
 from core.model import Rules
 from core.policy import POLICIES
 from globald.cluster import Cluster
-from globald.members import Member, State
+from globald.member import Member, State
 from tests.faulty import OPERATOR, FaultySim
 from tests.running import PATIENCE
 from tests.transports.endpoint import until

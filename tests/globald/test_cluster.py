@@ -190,7 +190,7 @@ def test_no_more_hosts_are_asked_than_attempts_allow(monkeypatch: pytest.MonkeyP
             assert "the last one asked said: " in error.message
             assert error.details["refused"] == 2
             assert hosts[2].vms == set()
-            both.cluster.reconfigure(both.cluster._policy, attempts=3)
+            both.cluster.reconfigure(both.cluster._placing.policy, attempts=3)
             assert (await both.deploy(vm("one", 2, 64))).host == "c"
 
     run(test())

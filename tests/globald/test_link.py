@@ -13,7 +13,8 @@ import msgpack  # type: ignore[import-untyped]  # it comes without types
 import pytest
 
 from globald import link as link_module
-from globald.members import MOST_VMS, Member, Members
+from globald.member import Member
+from globald.members import MOST_VMS, Members
 from tests.globald.hostile import STATUS, HostileHost, Talk, deployed, status
 from tests.globald.hosts import RealHost, Together, cluster_of, started, vm
 from tests.running import PATIENCE
