@@ -189,7 +189,7 @@ class _Daemons:
         state, first = self._state, self._first
         others = [child.name for child in self._children if child is not first]
         if first is not None and others:
-            say(f"{first.name} has ended by itself, its last line says why; {others[0]} was ended with it")
+            say(f"{first.name} {_end(first.process.returncode)}; {others[0]} was ended with it")
             if first is not vmstackd and not self._ready:
                 say('What globald is to do in another way goes into CLUSTER_ARGS, as CLUSTER_ARGS="--http-port 8200"')
         stopping = vmstackd.found.get(_STOPPING)
@@ -199,7 +199,7 @@ class _Daemons:
         elif stopping is not None:
             say(f"vmstackd has ended, no VM is left running; {self._make('purge')} deletes {state.path}")
         elif _READY in vmstackd.found:
-            say(f"vmstackd was killed, any VMs of it keep running: {self._make('run')} manages them again")
+            say(f"any VMs of vmstackd keep running: {self._make('run')} manages them again")
         elif vmstackd.process.returncode:
             say("vmstackd did not start; the line above says why")
         else:
@@ -210,6 +210,13 @@ class _Daemons:
     def _make(self, target: str) -> str:
         directory = str(self._state.path)
         return f"make {target}" if directory == DEFAULT else f"make {target} STATE_DIR={shlex.quote(directory)}"
+
+
+def _end(status: int) -> str:
+    """How a daemon has ended that nobody told to."""
+    if status >= 0:
+        return "has ended by itself, its last line says why"
+    return f"was killed ({signal.Signals(-status).name})"
 
 
 if __name__ == "__main__":

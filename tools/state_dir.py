@@ -122,7 +122,10 @@ class StateDir:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise StateDirError(f"{self.path} is in use: vmstackd runs on it; end it first (Ctrl-C there)") from error
+            raise StateDirError(
+                f"{self.path} is in use: vmstackd runs on it; end it first (Ctrl-C there; where no terminal has it any "
+                "more, end its processes vmstackd and globald)"
+            ) from error
         self.lock = descriptor
 
 

@@ -302,11 +302,12 @@ def test_the_journal_tells_the_story_of_a_vm(host: Box) -> None:
 
 def test_a_second_daemon_refuses_to_start_and_says_who_is_there(host: Box) -> None:
     before = pid(host)
-    done = host.run("/usr/sbin/vmstackd", "--http-port", "0", "--socket", "none", user="vmstack", check=False)
+    apart = ("--http-port", "0", "--tcp-host", "none")
+    done = host.run("/usr/sbin/vmstackd", *apart, "--socket", "none", user="vmstack", check=False)
     assert done.returncode == 1
     assert f"{before}" in done.stderr
     assert "name-taken" in done.stderr
-    done = host.run("/usr/sbin/vmstackd", "--http-port", "0", "--dbus", "none", check=False)
+    done = host.run("/usr/sbin/vmstackd", *apart, "--dbus", "none", check=False)
     assert done.returncode == 1
     assert "socket-failed" in done.stderr
     assert pid(host) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -263,7 +264,8 @@ def test_without_polkit_only_root(bus: Bus, caplog: pytest.LogCaptureFixture) ->
         for _ in range(2):
             code, _, err = await as_nobody(bus, *DEPLOY)
             assert (code, DENIED in err) == (1, True)
-        assert [record.getMessage() for record in caplog.records] == ["polkit-failed"]
+        warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert warned == ["polkit-failed"]
         assert (await busctl(bus, *DEPLOY))[0] == 0
         assert (await as_nobody(bus, *ON_HOST, "List"))[0] == 0
 
