@@ -176,7 +176,7 @@ def host(choices: Choices, name: str, addresses: tuple[Host, ...], folder: str, 
     _make(
         choices,
         lambda made_by: made_by.make_certificate(Path(folder), name, "host", hosts, days, client=False, force=force),
-        f"copy ca.crt, {name}.crt and {name}.key to /etc/vmstack on {name}, the key for user vmstack only "
+        f"copy ca.crt, {name}.crt and {name}.key to /etc/vmstack/pki on {name}, the key for user vmstack only "
         "(chown vmstack, chmod 0600), and name them in its vmstackd.toml: tls_ca, tls_certificate, tls_key",
     )
 
@@ -207,8 +207,9 @@ def client(
         raise click.UsageError("--address is for --role globald; nobody calls the others", click.get_current_context())
     if role == "globald":
         step = (
-            f"copy ca.crt, {name}.crt and {name}.key to /etc/vmstack on its machine, the key for its user only "
-            "(chown, chmod 0600), and name them in globald.toml: tls_ca, tls_certificate, tls_key"
+            f"copy ca.crt, {name}.crt and {name}.key to /etc/vmstack/pki on its machine, the key for user "
+            "vmstack-globald only (chown vmstack-globald, chmod 0600), and name them in globald.toml: tls_ca, "
+            "tls_certificate, tls_key"
         )
     else:
         step = f"vmstackctl --address HOST:8097 --tls-ca ca.crt --tls-cert {name}.crt --tls-key {name}.key status"
@@ -232,6 +233,8 @@ def _make(choices: Choices, make: Callable[[Any], Made], next_step: str) -> None
     if choices.output == "json":
         terminal.write(f"{lines.json_line(made)}\n")
         return
+    if not any(file.endswith(".key") for file in made.files):
+        next_step = f"copy {Path(made.files[0]).name} over the old one; it is used without a restart"
     terminal.write("".join(f"wrote {printable(file)}\n" for file in made.files))
     of = f", role {made.role}" if made.role else ""
     names = f", for {', '.join(made.hosts)}" if made.hosts else ""

@@ -83,6 +83,16 @@ def test_check_config_says_what_it_found() -> None:
     assert one_line(done.out) == "vmstackd: the configuration is usable: CPUs 4-15, 64512 MiB"
 
 
+def test_check_config_finds_what_the_start_would_find() -> None:
+    done = call(*SIM, "--check-config", "--tcp-host", "0.0.0.0")
+    assert done.code == 78
+    assert "plain TCP is refused beyond loopback" in one_line(done.err)
+    files = ("--tls-ca", "/no/ca", "--tls-certificate", "/no/crt", "--tls-key", "/no/key")
+    done = call(*SIM, "--check-config", *files)
+    assert done.code == 78
+    assert "tls_ca: /no/ca: cannot be read" in one_line(done.err)
+
+
 def test_check_config_connects_to_nothing() -> None:
     flags = ("--hypervisor", "qemu+unix:///system?socket=/nonexistent", "--topology", SMALL_HOST)
     assert call(*flags, "--check-config").code == 0

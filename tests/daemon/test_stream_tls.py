@@ -299,6 +299,8 @@ def test_those_who_do_not_say_hello_keep_nobody_out(authority: Authority, *, sec
         async with tcp_door(authority.host() if secure else None, limits) as host, AsyncExitStack() as crowd:
             first = await crowd.enter_async_context(host.speaker(client))
             silent = [await crowd.enter_async_context(host.stranger(client)) for _ in range(40)]
+            here = host.transport._connections
+            await until(lambda: len(here) == 20 and all(connection._transport for connection in here))
             async with host.speaker(client) as other:
                 await other.ask("status")
             await first.ask("status")

@@ -109,7 +109,7 @@ def test_the_certificate_of_a_host(place: Path) -> None:
               "--address", "10.0.0.5", "--dir", str(place))  # fmt: skip
     assert out.splitlines()[:2] == [f"wrote {place}/server1.crt", f"wrote {place}/server1.key"]
     assert "role host, for server1, 10.0.0.5, fd00::5, s1.example.org\n" in out
-    assert "next: copy ca.crt, server1.crt and server1.key to /etc/vmstack on server1" in out
+    assert "next: copy ca.crt, server1.crt and server1.key to /etc/vmstack/pki on server1" in out
     assert (_mode(place / "server1.key"), _mode(place / "server1.crt")) == (0o600, 0o644)
     made, ca = _certificate(place / "server1.crt"), _certificate(place / "ca.crt")
     assert _names(made) == (["server1", "s1.example.org"], ["10.0.0.5", "fd00::5"], [f"{ROLE_URI}host"])
@@ -195,6 +195,7 @@ def test_renewed_it_keeps_its_key(place: Path) -> None:
     out = _do("host", "server1", "--address", "10.0.0.6", "--dir", str(place), "--force")
     assert f"wrote {place}/server1.crt" in out
     assert "wrote " + str(place / "server1.key") not in out
+    assert out.endswith("next: copy server1.crt over the old one; it is used without a restart\n")
     new = _certificate(place / "server1.crt")
     assert (place / "server1.key").read_bytes() == key
     assert (new.public_key(), new.serial_number) != (old.public_key(), old.serial_number)

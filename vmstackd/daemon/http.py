@@ -25,6 +25,7 @@ from vmstackd.daemon import http_values, log, peers
 from vmstackd.daemon.http_connections import Connections
 from vmstackd.daemon.metrics import CONTENT_TYPE, DaemonMetrics
 from vmstackd.daemon.operations import Operations
+from vmstackd.daemon.restraint import Restraint
 
 MAX_FORM_BYTES = 16 * 1024
 FORM_PATIENCE_S = 10.0
@@ -90,6 +91,7 @@ class HttpTransport(ABC):
         self._listener = listener
         self.rename(names)
         self._numbers = itertools.count(1)
+        self._restraint = Restraint()
         self._runner: web.AppRunner | None = None
         self._routes = self.routes()
 
@@ -200,7 +202,7 @@ class HttpTransport(ABC):
             return await handler(request)
         except VmstackError as error:
             if not call.asked:  # what the operations were asked is in the log already
-                log.info(
+                self._restraint.tell(
                     "http-refused",
                     request=call.request_id,
                     caller=f"http:{request.remote}",

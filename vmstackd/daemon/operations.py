@@ -17,12 +17,16 @@ from vmstackd.api.errors import Denied, Internal, InvalidRequest, VmstackError
 from vmstackd.api.session import Identity
 from vmstackd.daemon import log
 from vmstackd.daemon.feed import Feed
+from vmstackd.daemon.restraint import Restraint
 
 STOP_PATIENCE = 30.0
 """Seconds that operations in progress get when the daemon stops; what is cut off is reconciled at the next start."""
 
-NOT_REFUSALS = frozenset({InvalidRequest.code, Denied.code, "ok", "cancelled"})
-"""Outcomes that subscribers are not told: anybody can cause them, as often as they like."""
+
+_ANYBODYS = frozenset({InvalidRequest.code, Denied.code})
+"""Outcomes that anybody can cause, as often as they like."""
+NOT_REFUSALS = frozenset({*_ANYBODYS, "ok", "cancelled"})
+"""Outcomes that subscribers are not told."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -52,6 +56,7 @@ class Operations(ABC):
         """Operations that have not begun, because somebody is asked whether they may."""
         self._started = asyncio.Event()
         self._stopping = False
+        self._restraint = Restraint()
 
     @property
     @abstractmethod
@@ -153,7 +158,8 @@ class Operations(ABC):
             seconds = asyncio.get_running_loop().time() - begin
             self._observer(Outcome(operation=operation, outcome=outcome, reason=reason, seconds=seconds))
             if isinstance(request, requests.Change):
-                _log_change(operation, request, reply, outcome, why, caller, request_id, seconds)
+                tell = self._restraint.tell if outcome in _ANYBODYS else log.info
+                _log_change(tell, operation, request, reply, outcome, why, caller, request_id, seconds)
                 self.publish(request, reply, outcome, why)
         return reply
 
@@ -185,6 +191,7 @@ def operation_of(request: requests.Request) -> str:
 
 
 def _log_change(
+    tell: Callable[..., None],
     operation: str,
     request: requests.Change,
     reply: replies.Reply | None,
@@ -194,7 +201,7 @@ def _log_change(
     request_id: str,
     seconds: float,
 ) -> None:
-    log.info(
+    tell(
         operation,
         request=request_id,
         caller=f"{caller.transport}:{caller.identity}",

@@ -171,7 +171,8 @@ class StreamTransport:
         limits = self.limits
         if visitor.limited and self._users[visitor.key] >= limits.per_user:
             return self._give_up_one(visitor.key)
-        return len(self._connections) < limits.connections or self._give_up_one(None)
+        room = not visitor.limited or len(self._connections) < limits.connections
+        return room or self._give_up_one(None)
 
     def _give_up_one(self, key: Hashable, but: _Connection | None = None) -> bool:
         """key: None means whoever it is. but: who is to stay."""
