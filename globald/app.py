@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +17,18 @@ from vmstackd.daemon.life import Daemon
 from vmstackd.version import VERSION
 
 
+COLLECT_AFTER = (50_000, 10, 10)
+"""For the garbage collector. What is known of thousands of hosts is not garbage, and each look at it takes long: with
+Python's own figures, half of the time of 10,000 hosts goes there.
+"""
+
+
 async def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     """Serve until SIGINT or SIGTERM; returns the exit code. SIGHUP reads the settings again.
 
     Raises SettingsError before anything starts.
     """
+    gc.set_threshold(*COLLECT_AFTER)
     return await _ClusterDaemon(TABLE, settings, read_settings).run()
 
 
