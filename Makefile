@@ -37,8 +37,8 @@ purge: .venv/ready  ## end the VMs of make run and delete their state
 test: .venv/ready  ## every test; what this machine cannot run is skipped by name
 	$(PYTHON) -m pytest
 
-test-fast: .venv/ready  ## the tests without real VMs, in under a minute
-	$(PYTHON) -m pytest -q -m 'not real' -n auto
+test-fast: .venv/ready  ## the tests that neither need real VMs nor start many programs, in under a minute
+	$(PYTHON) -m pytest -q -m 'not real and not slow' -n auto
 
 check: .venv/ready  ## format, lint, types
 	$(PYTHON) -m ruff format --check .
