@@ -113,6 +113,8 @@ class _Light(asyncio.Protocol):
             case "subscribe":
                 names = tuple(f"vm{number}-{vm}" for vm in range(kind.vms))
                 return wire.response(call.msgid, session.Subscribed(names=names)) + kind.frame
+            case "list":
+                return wire.response(call.msgid, replies.ListReply(vms=()))
             case _:
                 return wire.response(call.msgid, session.Pong())
 

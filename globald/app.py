@@ -16,7 +16,6 @@ from globald.settings import TABLE, Settings
 from vmstackd.daemon.life import Daemon
 from vmstackd.version import VERSION
 
-
 COLLECT_AFTER = (50_000, 10, 10)
 """For the garbage collector. What is known of thousands of hosts is not garbage, and each look at it takes long: with
 Python's own figures, half of the time of 10,000 hosts goes there.

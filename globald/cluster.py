@@ -17,19 +17,17 @@ import msgspec
 
 from core.admission import MAX_GENERATION
 from core.host_policy import HostPolicy
-from core.level import format_level
 from globald.asking import answer_of
 from globald.link import Link
 from globald.member import Member, State, short
 from globald.members import Members
-from globald.placing import IN_WORDS, Placing
+from globald.placing import Placing
 from globald.sources import STATIC, Entry, Folder, read_address, together
 from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import (
     AlreadyExists,
     DeadlineExceeded,
     InvalidRequest,
-    NoCapacity,
     NotFound,
     Unavailable,
     VmstackError,
@@ -257,7 +255,7 @@ class Cluster(Operations):
             if error is client.lost and not request.dry_run:
                 raise Unavailable(
                     f"whether {request.name!r} was removed from host {member.name!r} is unknown: "
-                    f"{error.message.partition(';')[0]}; it will be when that host is back",
+                    f"{error.message.partition(';')[0]}; it will be known when that host is back",
                     outcome="unknown",
                     host=member.name,
                 ) from error
@@ -313,6 +311,7 @@ class Cluster(Operations):
         return replies.HostsReply(
             hosts=tuple(_host_reply(member, now) for member in self.members),
             duplicates=self.members.duplicates(MOST_DUPLICATES),
+            problems=tuple(self._problems[:SHOWN_PROBLEMS]),
         )
 
     def _some_hosts(self, first: int) -> replies.HostsReply:
@@ -323,7 +322,8 @@ class Cluster(Operations):
         end = first + HOSTS_AT_ONCE
         return replies.HostsReply(
             hosts=tuple(_host_reply(member, now) for member in members[first:end]),
-            duplicates=self.members.duplicates(HOSTS_AT_ONCE) if first == 0 else (),
+            duplicates=self.members.duplicates(MOST_DUPLICATES) if first == 0 else (),
+            problems=tuple(self._problems[:SHOWN_PROBLEMS]) if first == 0 else (),
             following=end if end < len(members) else None,
         )
 
@@ -336,7 +336,9 @@ class Cluster(Operations):
             raise InvalidRequest(f"address: must be {error}", field="address") from error
         known = self.members.at_address(address)
         if known is not None:
-            raise AlreadyExists(f"{address} is host {known.name!r} already ({known.entry.source})")
+            raise AlreadyExists(
+                f"{address} is host {known.name!r} already ({known.entry.source}); see vmstackctl hosts"
+            )
         source = self._folder.add(address, request.name)
         self._look()
         return replies.HostListed(address=address, name=source, listed=True)
@@ -394,24 +396,18 @@ class Cluster(Operations):
         )
 
     def _progress(self, request: requests.Progress) -> replies.ProgressReply:
+        wanted = self._member(request.host) if request.host else None
         size = request.level, request.vcpus, request.memory_mib
         found = self.members.inventory.scores(self._placing.policy, *size)
-        if request.host:
-            wanted = self._member(request.host)
+        if wanted is not None:
             found = [score for score in found if score[0] == wanted.number]
         fitting = [(score, -number) for number, score, _ in found if score is not None]
+        if not fitting:
+            raise self._placing.why_nowhere(request) if wanted is None else self._placing.why_not(request, wanted)
         hosts = tuple(
             replies.HostProgress(host=self.members.at(number).name, progress=score, reason=reason)
             for number, score, reason in found
         )
-        if not fitting:
-            counts = self.members.inventory.refusals(*size)
-            reasons = ", ".join(f"{count} {IN_WORDS.get(reason, reason)}" for reason, count in counts.items())
-            what = f"{request.vcpus} vCPUs at level {format_level(request.level)}"
-            raise NoCapacity(
-                f"no host for {what}: {len(self.members)} hosts: {reasons or 'none'}",
-                resource="memory" if counts.get("memory", 0) > counts.get("cpu", 0) else "cpu",
-            )
         best, number = max(fitting)
         return replies.ProgressReply(progress=best, host=self.members.at(-number).name, hosts=hosts)
 

@@ -74,6 +74,8 @@ class ClusterMetrics(DaemonMetrics):
 def _of_the_cluster(reply: HostsReply) -> Iterable[str]:
     states = Tally(host.state for host in reply.hosts)
     yield _family("vmstack_hosts", "Hosts by state.", [f'{{state="{state}"}} {states[state]}' for state in STATES])
+    problems = "Files of hosts that are wrong, or name one twice; vmstackctl hosts tells what."
+    yield _family("vmstack_hosts_file_problems", problems, [f" {len(reply.problems)}"])
     yield _family("vmstack_duplicate_vms", "Names of VMs that are on several hosts.", [f" {len(reply.duplicates)}"])
 
 

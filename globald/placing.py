@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -34,6 +34,8 @@ NEWS_S = 0.5
 
 _ELSEWHERE = (NoCapacity, Cordoned, HypervisorFailed, Unavailable)
 """What one host answers, and another may not."""
+_IN_WORDS = {"cpu": "no cpu", "memory": "no memory"}
+_Sized = requests.Deploy | requests.Progress
 
 
 class Placing:
@@ -88,7 +90,9 @@ class Placing:
                 self._require_new(request.name)
             else:
                 return msgspec.structs.replace(reply, host=member.name, score=choice.score)
-        raise self._refused(request, wanted, tried, refusal)
+        if wanted is not None:
+            raise refusal if refusal is not None else self.why_not(request, wanted)
+        raise self.why_nowhere(request, tried, refusal)
 
     def _require_new(self, name: str) -> None:
         owners = self._members.owners(name)
@@ -174,12 +178,8 @@ class Placing:
             host=member.name,
         )
 
-    def _refused(
-        self, request: requests.Deploy, wanted: Member | None, tried: list[int], last: VmstackError | None
-    ) -> VmstackError:
-        """Why there is no host for it: what one host said, or how many there are for each reason."""
-        if wanted is not None:
-            return last if last is not None else self._why_not(request, wanted)
+    def why_nowhere(self, request: _Sized, tried: Sequence[int] = (), last: VmstackError | None = None) -> NoCapacity:
+        """How many hosts there are for each reason not to have the VM. last: what the last of those tried said."""
         counts = self._members.inventory.refusals(request.level, request.vcpus, request.memory_mib, tried)
         if tried:
             counts["refused"] = len(tried)
@@ -187,8 +187,10 @@ class Placing:
         fitting = hosts - sum(counts.values())
         if fitting and last is not None:
             counts["not asked"] = fitting
-        reasons = ", ".join(f"{count} {IN_WORDS.get(reason, reason)}" for reason, count in counts.items() if count)
-        text = f"{hosts} hosts: {reasons}" if hosts else "there are no hosts; vmstackctl host add ADDRESS adds one"
+        reasons = ", ".join(f"{count} {_IN_WORDS.get(reason, reason)}" for reason, count in counts.items() if count)
+        text = f"{hosts} {'host' if hosts == 1 else 'hosts'}: {reasons}"
+        if not hosts:
+            text = "there are no hosts; vmstackctl host add ADDRESS adds one"
         if last is not None:
             text += f"; the last one asked said: {last.message}"
         resource = max(("cpu", "memory"), key=lambda reason: counts.get(reason, 0))
@@ -197,7 +199,8 @@ class Placing:
         details: dict[str, str | int] = {reason.replace(" ", "_").replace("-", "_"): n for reason, n in counts.items()}
         return NoCapacity(f"no host for it: {text}", resource=resource, hosts=hosts, **details)
 
-    def _why_not(self, request: requests.Deploy, member: Member) -> VmstackError:
+    def why_not(self, request: _Sized, member: Member) -> VmstackError:
+        """Why the VM cannot go on this host."""
         state, reason = member.shown_state
         status = member.expected
         if member.closed == CORDONED:
@@ -211,7 +214,3 @@ class Placing:
             resource=short,
             free=free,
         )
-
-
-IN_WORDS = {"cpu": "no cpu", "memory": "no memory"}
-"""Reasons, as people read them."""

@@ -50,6 +50,8 @@ class HostTable:
         yield _sums(hosts)
         for vm in self._reply.duplicates:
             yield Text.assemble(("! ", "bold red"), (duplicate(vm), "red"))
+        for problem in self._reply.problems:
+            yield Text.assemble(("! ", "bold red"), (printable(problem), "red"))
 
 
 def _fitting(hosts: Sequence[HostReply], room: int | None) -> Sequence[HostReply]:
@@ -173,9 +175,11 @@ class ClusterStatus:
 
     def _is_shown(self, problem: str) -> bool:
         """Whether the table of hosts has it already."""
-        return any(
-            host.reason and host.name in problem and host.reason in problem for host in self._hosts.hosts
-        ) or any(vm.name in problem and all(host in problem for host in vm.hosts) for vm in self._hosts.duplicates)
+        return (
+            any(host.reason and host.name in problem and host.reason in problem for host in self._hosts.hosts)
+            or any(vm.name in problem and all(host in problem for host in vm.hosts) for vm in self._hosts.duplicates)
+            or (problem in self._hosts.problems)
+        )
 
 
 def _levels(status: StatusReply) -> Table:

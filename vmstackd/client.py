@@ -209,7 +209,7 @@ class Client:
             if reply.following != len(reply.hosts):  # else there would be no end
                 raise Unavailable(f"{self.address} has counted its hosts wrong", fault=MALFORMED)
             rest = await self._call(requests.Hosts(first=reply.following), replies.HostsReply, timeout, request_id)
-            reply = msgspec.structs.replace(rest, hosts=reply.hosts + rest.hosts, duplicates=reply.duplicates)
+            reply = msgspec.structs.replace(reply, hosts=reply.hosts + rest.hosts, following=rest.following)
         return reply
 
     async def host_add(

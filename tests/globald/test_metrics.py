@@ -124,6 +124,7 @@ def test_the_moment_of_the_scrape_counts() -> None:
 
 def test_duplicates_and_retries_are_counted() -> None:
     assert _samples(_text(duplicates=(DuplicateVm("x", ("a", "b")),)), "vmstack_duplicate_vms") == {(): 1}
+    assert _samples(_text(), "vmstack_hosts_file_problems") == {(): 0}
     metrics = ClusterMetrics()
     metrics.retries(2)
     metrics.retries()

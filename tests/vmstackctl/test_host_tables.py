@@ -173,3 +173,14 @@ def test_progress_has_the_best_host_first_and_why_others_are_none(width: int) ->
     ]
     assert max(cell_len(line) for line in lines[:6]) <= width
     assert lines[6].startswith("* is the best host.")
+
+
+def test_files_of_hosts_that_are_wrong_are_told_once() -> None:
+    problem = "/etc/vmstack/hosts.d/\x9bbad.toml: not a TOML file"
+    hosts = HostsReply(hosts=usual(), problems=(problem,))
+    assert drawn(HostTable(hosts), terminal(200)).count("bad.toml: not a TOML file") == 1
+    _, status = host(())
+    troubled = msgspec.structs.replace(status, degraded=(problem,))
+    text = drawn(ClusterStatus(hosts, troubled), terminal(200))
+    assert text.count("bad.toml: not a TOML file") == 1
+    assert "\x9b" not in text

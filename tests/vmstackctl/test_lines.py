@@ -103,7 +103,12 @@ def test_json_of_a_host_has_nothing_that_only_clusters_tell() -> None:
         }.items()
     )
     assert json.loads(lines.json_line(ProgressReply(progress=1.0))) == {"progress": 1.0}
-    assert json.loads(lines.json_line(HostsReply(hosts=()))) == {"hosts": [], "duplicates": [], "following": None}
+    assert json.loads(lines.json_line(HostsReply(hosts=()))) == {
+        "hosts": [],
+        "duplicates": [],
+        "problems": [],
+        "following": None,
+    }
     assert json.loads(lines.json_line(EVENTS[-1])) == {"event": "connected", "time": 0, "vms": 2}
 
 

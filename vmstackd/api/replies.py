@@ -158,10 +158,14 @@ class DuplicateVm(msgspec.Struct, frozen=True):
 
 
 class HostsReply(msgspec.Struct, frozen=True):
-    """In host order. following: the first of those that did not fit into this answer; None if these are the last."""
+    """In host order. following: the first of those that did not fit into this answer; None if these are the last.
+
+    problems: with what names the hosts, in words.
+    """
 
     hosts: tuple[HostReply, ...]
     duplicates: tuple[DuplicateVm, ...] = ()
+    problems: tuple[str, ...] = ()
     following: int | None = None
 
 
