@@ -183,7 +183,15 @@ def test_the_product_imports_neither_tests_nor_benchmarks_nor_tools() -> None:
     assert _meetings(PRODUCT, ("tests", "benchmarks", "tools")) == []
 
 
-SHARED = ("core", "vmstackd.address", "vmstackd.api", "vmstackd.tls", "vmstackd.version", "vmstackd.wire")
+SHARED = (
+    "core",
+    "vmstackd.address",
+    "vmstackd.api",
+    "vmstackd.tls",
+    "vmstackd.unreachable",
+    "vmstackd.version",
+    "vmstackd.wire",
+)
 """What both daemons and their clients know."""
 
 
@@ -212,7 +220,7 @@ def test_a_client_needs_little_of_the_daemon() -> None:
 
 
 def test_certificates_and_addresses_know_no_daemon() -> None:
-    files = ("vmstackd.address", "vmstackd.tls")
+    files = ("vmstackd.address", "vmstackd.tls", "vmstackd.unreachable")
     assert _breaches(files, *files, "vmstackd.api", "cryptography", "msgspec") == []
 
 

@@ -24,6 +24,7 @@ from vmstackd.address import Address, is_loopback, parse_address, watch_over
 from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import DeadlineExceeded, Denied, InvalidRequest, Unavailable, VmstackError
 from vmstackd.tls import Tls, hosts_in
+from vmstackd.unreachable import CERTIFICATES, hung_up, unreachable
 
 __all__ = ["MALFORMED", "Address", "Client", "parse_address"]
 
@@ -34,6 +35,10 @@ MOST_EVENTS = 1000
 
 MALFORMED = "malformed"
 """The detail "fault" of an Unavailable whose cause is that the other side does not speak our protocol."""
+
+_OTHER_NAME = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL."""
+_TLS_EXPECTED = "if it expects TLS, give --tls-ca, --tls-cert and --tls-key (settings tls_ca, tls_certificate, tls_key)"
 
 _R = TypeVar("_R", bound=msgspec.Struct)
 
@@ -84,9 +89,9 @@ class Client:
             hint = f"; {_TLS_EXPECTED}" if where.kind == "tcp" and tls is None else ""
             raise Unavailable(f"{address} does not answer within {timeout:g} s{hint}") from None
         except OSError as error:
-            raise _unreachable(address, where, error) from error
+            raise unreachable(address, where, error) from error
         except UnicodeError as error:
-            raise Denied(f"the certificate of {address} holds what is no text; {_CERTIFICATES}") from error
+            raise Denied(f"the certificate of {address} holds what is no text; {CERTIFICATES}") from error
         return client
 
     @property
@@ -517,94 +522,10 @@ class _Link(asyncio.BufferedProtocol):
                     self.pushes.add(push)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lose(_hung_up(self._address, exc, refused=self._secure and not self.greeted))
+        self._lose(hung_up(self._address, exc, refused=self._secure and not self.greeted))
         self.closed.set()
 
 
 def _discard_unsent(connection: socket.socket | None) -> None:
     if connection is not None and connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-_OTHER_NAME = (62, 64)
-"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL."""
-_TLS_EXPECTED = "if it expects TLS, give --tls-ca, --tls-cert and --tls-key (settings tls_ca, tls_certificate, tls_key)"
-_LOG = "journalctl -u vmstackd there says why"
-_CERTIFICATES = "vmstackctl pki --help shows how to make certificates"
-_RUNNING = "is vmstackd running? systemctl status vmstackd"
-_ALERTS = {
-    "UNKNOWN_CA": "it is not signed by the authority that is known there (tls_ca)",
-    "CERTIFICATE_EXPIRED": "it has expired",
-    "UNSUPPORTED_CERTIFICATE": "it is not for clients",
-    "CERTIFICATE_REQUIRED": "there is none",
-    "BAD_CERTIFICATE": "it is malformed",
-}
-"""What a server may say of our certificate, by the end of OpenSSL's name for it."""
-
-
-def _hung_up(address: str, error: Exception | None, *, refused: bool) -> VmstackError:
-    """refused: whether the server had agreed on TLS and answered nothing since, as one does that rejects us."""
-    if isinstance(error, ssl.SSLError):
-        for alert, why in _ALERTS.items():
-            if (error.reason or "").endswith(alert):
-                return Denied(f"{address} does not accept our certificate: {why}; {_CERTIFICATES}")
-    if refused:  # or it was stopped in just this moment
-        return Unavailable(
-            f"{address} hung up after the handshake, as one does that does not accept our certificate: signed by "
-            f"another authority, expired, or not one for clients; {_LOG}"
-        )
-    why = f": {error.strerror or error}" if isinstance(error, OSError) else ""
-    return Unavailable(f"{address} closed the connection{why}; its log may say why: journalctl -u vmstackd")
-
-
-def _unreachable(address: str, where: Address, error: OSError) -> VmstackError:
-    if isinstance(error, ssl.SSLError):
-        return _untrusted(address, error)
-    return Unavailable(f"cannot reach {address}: {_why_not(where, error)}")
-
-
-def _why_not(where: Address, error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return f"the name {where.host} is not known: {error.strerror}; correct it, or use the address"
-    tcp = where.kind == "tcp"
-    match error.errno:
-        case errno.ENOENT | errno.ENOTDIR:
-            return f"there is no such socket; {_RUNNING}"
-        case errno.ECONNREFUSED:
-            return f"nobody listens there; {_RUNNING}" + (", and tcp_host and tcp_port in its settings" if tcp else "")
-        case errno.EACCES | errno.EPERM if not tcp:
-            return "not permitted; join group vmstack (sudo usermod -aG vmstack $USER) and log in anew, or use sudo"
-        case errno.EAGAIN:
-            return "it is overloaded; try again"
-        case errno.ETIMEDOUT | errno.EHOSTUNREACH | errno.ENETUNREACH:
-            return f"{error.strerror}; is the machine on, and does a firewall let port {where.port} through?"
-        case errno.ECONNRESET | errno.EPIPE | None if tcp:
-            return f"it hung up during the handshake; does it speak TLS (its settings tls_*), and is it ours? {_LOG}"
-        case _:
-            return error.strerror or str(error)
-
-
-def _untrusted(address: str, error: ssl.SSLError) -> VmstackError:
-    """Why there is no TLS with a server."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        match error.verify_code:
-            case 10:  # X509_V_ERR_CERT_HAS_EXPIRED
-                why = "it has expired; renew it with vmstackctl pki host NAME --force"
-            case 9:  # X509_V_ERR_CERT_NOT_YET_VALID
-                why = "it is not valid yet; are the clocks of both machines right?"
-            case 26:  # X509_V_ERR_INVALID_PURPOSE
-                why = f"it is not for servers; {_CERTIFICATES}"
-            case 18 | 19 | 20 | 21:  # of the chain to the authority
-                why = "it is not signed by our authority (tls_ca); use the ca.crt of its cluster"
-            case _:
-                why = f"{error.verify_message}; {_CERTIFICATES}"
-        return Denied(f"cannot trust the certificate of {address}: {why}")
-    reason = error.reason or ""
-    for alert, why in _ALERTS.items():
-        if reason.endswith(alert):
-            return Denied(f"{address} does not accept our certificate: {why}; {_CERTIFICATES}")
-    if reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-        return Unavailable(f"{address} does not speak TLS; set tls_ca, tls_certificate and tls_key there")
-    if reason.endswith("PROTOCOL_VERSION") or reason == "UNSUPPORTED_PROTOCOL":
-        return Unavailable(f"{address} does not speak TLS 1.3; is it vmstackd or globald?")
-    return Unavailable(f"no TLS with {address}: {reason.replace('_', ' ').lower() or error}; {_LOG}")
