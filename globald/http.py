@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterable
 
 from aiohttp import web
 
 from globald.cluster import Cluster
+from globald.member import State
 from globald.metrics import ClusterMetrics
 from vmstackd.api import replies, requests
 from vmstackd.api.errors import NoCapacity, NotFound, VmstackError
@@ -42,9 +44,9 @@ class ClusterHttp(HttpTransport):
         await self.ask(http, requests.Status(), replies.StatusReply)
         return web.json_response(
             {
-                host.name: http_values.legacy_status(host.status)
-                for host in self._cluster.hosts().hosts
-                if host.status is not None and host.state in _KNOWN
+                member.name: http_values.legacy_status(member.reply.host)
+                for member in self._cluster.members
+                if member.state is State.UP and member.reply is not None
             }
         )
 
@@ -76,10 +78,5 @@ class ClusterHttp(HttpTransport):
     async def _readiness(self, _: web.Request) -> web.Response:
         """Whether every host has told what it has, or has had its time to: then VMs can be deployed."""
         learned = self._cluster.learned
-        states: dict[str, int] = {}
-        for host in self._cluster.hosts().hosts:
-            states[host.state] = states.get(host.state, 0) + 1
+        states = Counter(member.shown_state[0] for member in self._cluster.members)
         return web.json_response({"ready": learned, "hosts": states}, status=200 if learned else 503)
-
-
-_KNOWN = ("up", "cordoned", "hypervisor-down")
