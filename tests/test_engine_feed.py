@@ -234,7 +234,7 @@ def test_other_rules_hold_from_the_next_decision_on() -> None:
         await engine.handle(deploy("b", 4), OPERATOR, "2")
         [level] = engine.status().host.levels
         assert (level.cpus, level.ratio) == (4, 2000)
-        engine.reconfigure(Rules(critical_size=6), POLICIES["reference"], 3600, HypervisorOptions())
+        engine.reconfigure(Rules(critical_size=6), POLICIES["reference"], 3600, 0, HypervisorOptions())
         [level] = engine.status().host.levels
         assert (level.cpus, level.needed, level.ratio) == (4, 8, 1000)
         assert "level 2.0 has 4 CPUs and needs 8" in engine.status().degraded

@@ -188,6 +188,7 @@ SHARED = (
     "vmstackd.address",
     "vmstackd.api",
     "vmstackd.tls",
+    "vmstackd.trace_file",
     "vmstackd.unreachable",
     "vmstackd.version",
     "vmstackd.wire",

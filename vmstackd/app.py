@@ -64,6 +64,7 @@ def engine(settings: Settings, observer: Callable[[Outcome], None] = lambda _: N
         local=_local_state(settings),
         name=settings.name,
         period=settings.period,
+        delay=settings.delay,
         observer=observer,
     )
 
@@ -166,7 +167,9 @@ class _HostDaemon(Daemon[Settings]):
         return status_line(self._engine.status())
 
     def use(self, settings: Settings) -> None:
-        self._engine.reconfigure(_rules(settings), POLICIES[settings.policy], settings.period, _options(settings))
+        self._engine.reconfigure(
+            _rules(settings), POLICIES[settings.policy], settings.period, settings.delay, _options(settings)
+        )
 
     def farewell(self) -> Mapping[str, object]:
         vms = self._engine.status().host.vms

@@ -241,12 +241,13 @@ class Client:
         """Return once the server has said that it is there."""
         await self._call(session.Ping(), session.Pong, timeout, None)
 
-    async def subscribe(self) -> AsyncIterator[session.Push]:
+    async def subscribe(self, *, usage: bool = False) -> AsyncIterator[session.Push]:
         """The status of now, then every event, and the status whenever it has changed; once per connection.
 
-        Whoever takes them slowly gets the newest status only, and Missed for what was too much to keep.
+        usage: as in session.Subscribe. Whoever takes them slowly gets the newest status only, and Missed for what was
+        too much to keep.
         """
-        _, pushes = await self.watch()
+        _, pushes = await self.watch(usage=usage)
         async for push in pushes:
             yield push
 
@@ -254,6 +255,7 @@ class Client:
         self,
         *,
         names: bool = False,
+        usage: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> tuple[session.Subscribed, Pushes]:
         """As ``subscribe``, with the answer: with names, those of the VMs of the very moment at which events begin."""
@@ -261,7 +263,8 @@ class Client:
             raise InvalidRequest("this connection has subscribed already")
         pushes = self._link.pushes = Pushes()
         try:
-            return await self._call(session.Subscribe(names=names), session.Subscribed, timeout, None), pushes
+            request = session.Subscribe(names=names, usage=usage)
+            return await self._call(request, session.Subscribed, timeout, None), pushes
         except VmstackError:
             self._link.pushes = None
             raise

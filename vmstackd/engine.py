@@ -19,6 +19,8 @@ from core.level import format_level
 from core.model import HostState, Plan, Refusal, Rules, Vm
 from core.policy import Policy
 from core.status import host_status
+from core.trace import Sample
+from core.usage import HostCounters
 from vmstackd.api import replies, requests
 from vmstackd.api.errors import AlreadyExists, Cordoned, HypervisorFailed, Internal, NotFound, Unavailable, refused
 from vmstackd.api.session import Degraded, Identity, VmDeployed, VmRefused, VmRemoved
@@ -35,7 +37,9 @@ from vmstackd.hypervisor.base import (
     VmMissing,
 )
 from vmstackd.hypervisor.options import HypervisorOptions
+from vmstackd.kernel_counters import kernel_counters
 from vmstackd.local_state import LocalState, LocalStateError
+from vmstackd.sampling import Sampler
 from vmstackd.watch import Watch
 
 GRACE_S = 30.0
@@ -62,11 +66,14 @@ class Engine(Operations):
         local: LocalState | None = None,
         name: str = "",
         period: float = 15.0,
+        delay: float = 0.0,
+        kernel: Callable[[], HostCounters] = kernel_counters,
+        record: Callable[[Sample], None] = lambda _: None,
         observer: Callable[[Outcome], None] = lambda _: None,
     ) -> None:
         """state: an empty one. local: what the host keeps; None: nothing. name: of the host; empty: the machine's.
 
-        period: seconds between two comparisons with the hypervisor.
+        period: seconds between two comparisons with the hypervisor. delay, kernel, record: as for Sampler.
         """
         self._local = LocalState(None) if local is None else local
         self._host = Host(state, hypervisor)
@@ -74,6 +81,7 @@ class Engine(Operations):
         super().__init__(identity, self._host.feed, observer)
         self._policy = policy
         self._watch = Watch(self._host, policy, period)
+        self.sampler = Sampler(self._host, delay, kernel, record)
         self._tasks: list[asyncio.Task[None]] = []
         self._cordoning = asyncio.Lock()
         """Held while the disk is waited for."""
@@ -98,6 +106,7 @@ class Engine(Operations):
         self._tasks = [
             asyncio.create_task(self._run(reachable=reachable)),
             asyncio.create_task(self._announce(self._host.feed.subscribe())),
+            asyncio.create_task(self.sampler.run()),
         ]
         self._started.set()
 
@@ -147,11 +156,14 @@ class Engine(Operations):
         """Whether it has started and everything it does by itself is being done."""
         return self._started.is_set() and not any(task.done() for task in self._tasks)
 
-    def reconfigure(self, rules: Rules, policy: Policy, period: float, options: HypervisorOptions) -> None:
+    def reconfigure(
+        self, rules: Rules, policy: Policy, period: float, delay: float, options: HypervisorOptions
+    ) -> None:
         """Decide by other rules from now on. What a level has keeps its CPUs; what it then owes is degraded."""
         self._policy = policy
         self._host.state = msgspec.structs.replace(self._host.state, rules=rules)
         self._watch.reconfigure(policy, period)
+        self.sampler.reconfigure(delay)
         self._host.hypervisor.reconfigure(options)
 
     @property
@@ -355,8 +367,9 @@ class Engine(Operations):
             progress=progress(self._host.state, request.level, request.vcpus, request.memory_mib)
         )
 
-    def status(self) -> replies.StatusReply:
+    def status(self, *, usage: bool = True) -> replies.StatusReply:
         """The figures of this moment."""
+        measured = self.sampler.usage if usage else None
         return replies.StatusReply(
             host=host_status(self._host.state),
             hypervisor="down" if self._host.link_failure else "up",
@@ -366,6 +379,7 @@ class Engine(Operations):
             cordoned=self._local.cordon is not None,
             cordon_reason=self._local.cordon or "",
             starting=tuple(name for name, live in self._host.live.items() if live.phase is Phase.STARTING),
+            usage=None if measured is None else measured.host,
         )
 
     def names(self) -> tuple[str, ...]:
@@ -397,6 +411,7 @@ class Engine(Operations):
         if subset is None or live is None:
             raise NotFound(f"{name!r} does not exist on this host")
         vm = subset.vms[name]
+        measured = self.sampler.usage
         return replies.VmReply(
             name=name,
             vcpus=vm.vcpus,
@@ -406,6 +421,7 @@ class Engine(Operations):
             pinned=tuple(sorted(live.pinned)),
             state=live.phase.value,
             image=live.record.image if live.record is not None else "",
+            usage=None if measured is None else measured.vms.get(name),
         )
 
     def _topology(self) -> replies.TopologyReply:

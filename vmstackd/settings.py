@@ -15,6 +15,9 @@ from core.policy import DEFAULT_POLICY, POLICIES
 from vmstackd.daemon import table
 from vmstackd.daemon.table import Setting, Table
 
+DEBUG_RECORD = "results/monitoring.csv"
+"""Where the prototype looked for traces, below the folder that it was started in."""
+
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one daemon runs with. Each field is a row of TABLE."""
@@ -30,6 +33,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     critical_size: int
     critical_sizes: Mapping[int, int]
     period: float
+    delay: float
+    record: str
+    record_size: int
+    record_files: int
     dbus: str
     socket: str
     tcp_host: str
@@ -49,6 +56,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: int
     debug: int
 
+    @property
+    def trace(self) -> str:
+        """The file that measurements are recorded in; empty: none."""
+        if self.record == "none":
+            return ""
+        return self.record or (DEBUG_RECORD if self.debug > 0 else "")
+
 
 def _cpus(value: object) -> tuple[int, ...]:
     try:
@@ -57,6 +71,15 @@ def _cpus(value: object) -> tuple[int, ...]:
     except CpuListError as error:
         raise ValueError(f"a CPU list such as 0-1,64-65 ({error})") from error
     raise ValueError("a CPU list such as 0-1,64-65")
+
+
+def _seconds_or_never(value: object) -> float:
+    if value in ("0", 0) and not isinstance(value, bool):
+        return 0.0
+    try:
+        return table.seconds(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 0 for never") from error
 
 
 def _critical_sizes(value: object) -> dict[int, int]:
@@ -152,7 +175,39 @@ _ROWS = (
         table.seconds,
         "SECONDS",
         "time between two comparisons with the hypervisor",
+        reload=True,
+    ),
+    Setting(
+        "delay",
+        15.0,
+        _seconds_or_never,
+        "SECONDS",
+        "time between two measurements of what VMs and CPUs do; 0 = never",
         "SCL_DELAY",
+        reload=True,
+    ),
+    Setting(
+        "record",
+        "",
+        table.text("a file, or none", r".*"),
+        "FILE",
+        f"write what is measured into this trace; with --debug above 0, if not given: {DEBUG_RECORD}",
+        reload=True,
+    ),
+    Setting(
+        "record_size",
+        64,
+        table.whole(1, 1 << 20),
+        "MIB",
+        "size at which the trace becomes FILE.1, and a new one is begun",
+        reload=True,
+    ),
+    Setting(
+        "record_files",
+        4,
+        table.whole(1, 1000),
+        "N",
+        "files of one trace that are kept, the one being written included",
         reload=True,
     ),
     Setting(

@@ -127,7 +127,7 @@ class Cluster(Operations):
                 )
         self.feed.touch()
 
-    def status(self) -> replies.StatusReply:
+    def status(self, *, usage: bool = True) -> replies.StatusReply:
         told = [one.status for one in self.hosts if one.status is not None]
         levels: dict[int, list[LevelStatus]] = {}
         for status in told:

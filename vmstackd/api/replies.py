@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from core.status import HostStatus
+from core.usage import HostUsage, VmUsage
 
 
 class Deployed(msgspec.Struct, frozen=True):
@@ -73,6 +74,7 @@ class StatusReply(msgspec.Struct, frozen=True):
     """See core.status. hypervisor: "up", or "down" while changes are refused. degraded: in words, what
     is not as it should be; empty on a healthy host. cordoned: it gets no new VMs, for this reason.
     starting: names of VMs that are decided and not yet running; host counts them already.
+    usage: what the host and its levels really did of late; None where that is not measured, or of a cluster.
     """
 
     host: HostStatus
@@ -83,11 +85,13 @@ class StatusReply(msgspec.Struct, frozen=True):
     cordoned: bool = False
     cordon_reason: str = ""
     starting: tuple[str, ...] = ()
+    usage: HostUsage | None = None
 
 
 class VmReply(msgspec.Struct, frozen=True):
     """One VM. cpus: its subset, in attribution order; pinned: as last read back, ascending.
     state: "starting", "running" or "removing". host: where it is, if a cluster was asked.
+    usage: what it really did of late; None where that is not known.
     """
 
     name: str
@@ -99,6 +103,7 @@ class VmReply(msgspec.Struct, frozen=True):
     state: str
     image: str
     host: str = ""
+    usage: VmUsage | None = None
 
 
 class ListReply(msgspec.Struct, frozen=True):

@@ -47,10 +47,12 @@ class Pong(msgspec.Struct, frozen=True):
 class Subscribe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From now on push the status whenever it changes, and every event; the status of this moment first.
 
-    names: answer with the names of the VMs, too.
+    names: answer with the names of the VMs, too. usage: each status with what the host really did of late, and one
+    whenever that has been measured.
     """
 
     names: bool = False
+    usage: bool = False
 
 
 class Subscribed(msgspec.Struct, frozen=True):

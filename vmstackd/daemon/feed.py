@@ -27,9 +27,10 @@ class News(msgspec.Struct, frozen=True):
 
 
 class Subscription:
-    """One subscriber's."""
+    """One subscriber's. usage: whether new measurements are news to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, usage: bool = False) -> None:
+        self.usage = usage
         self._events: deque[Event] = deque()
         self._missed = 0
         self._changed = False
@@ -64,9 +65,9 @@ class Feed:
     def __init__(self) -> None:
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
 
-    def subscribe(self) -> Subscription:
-        """From now on."""
-        subscription = Subscription()
+    def subscribe(self, *, usage: bool = False) -> Subscription:
+        """From now on. usage: as for Subscription."""
+        subscription = Subscription(usage=usage)
         self._subscriptions.add(subscription)
         return subscription
 
@@ -79,3 +80,9 @@ class Feed:
         """Something about the host is not as it was."""
         for subscription in self._subscriptions:
             subscription.touch()
+
+    def measured(self) -> None:
+        """What the host really does has been measured anew."""
+        for subscription in self._subscriptions:
+            if subscription.usage:
+                subscription.touch()

@@ -69,8 +69,8 @@ class Operations(ABC):
         return self._started.is_set()
 
     @abstractmethod
-    def status(self) -> replies.StatusReply:
-        """The figures of this moment."""
+    def status(self, *, usage: bool = True) -> replies.StatusReply:
+        """The figures of this moment; those of usage may be left out."""
 
     @abstractmethod
     def names(self) -> tuple[str, ...]:

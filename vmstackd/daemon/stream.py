@@ -548,7 +548,7 @@ class _Connection(asyncio.BufferedProtocol):
         if isinstance(request, session.Subscribe):
             if self._subscriber is not None:
                 raise InvalidRequest("this connection has subscribed already", field="method")
-            subscription = self._operations.feed.subscribe()
+            subscription = self._operations.feed.subscribe(usage=request.usage)
             names = self._operations.names() if request.names else ()
             self._send(wire.response(call.msgid, session.Subscribed(names=names)))
             self._subscriber = self._loop.create_task(self._push(subscription))
@@ -633,7 +633,7 @@ class _Connection(asyncio.BufferedProtocol):
             await self._writable.wait()
             if changed and self._loop.time() >= due:
                 changed, due = False, self._loop.time() + STATUS_PERIOD
-                status = self._operations.status()
+                status = self._operations.status(usage=subscription.usage)
                 if status != told:
                     told = status
                     self._send(wire.notification(status))

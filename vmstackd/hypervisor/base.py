@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
 from core.model import Vm
+from core.usage import HostCounters, VmCounters
 from vmstackd.hypervisor.options import HypervisorOptions
 
 
@@ -67,6 +68,17 @@ class ObservedVm(msgspec.Struct, frozen=True):
     unknown: str = ""
 
 
+class Measured(msgspec.Struct, frozen=True):
+    """What running VMs have used, by name. at: the moment, on the clock of ``time.monotonic``.
+
+    host: of the host, where the hypervisor itself makes it up; None: the kernel of this machine tells.
+    """
+
+    at: float
+    vms: Mapping[str, VmCounters]
+    host: HostCounters | None = None
+
+
 class HypervisorEvent(msgspec.Struct, frozen=True):
     """changed: something happened to this VM. lost, restored: the link to the hypervisor."""
 
@@ -102,6 +114,12 @@ class Hypervisor(Protocol):
 
     async def observe(self, names: Iterable[str] | None = None) -> list[ObservedVm]:
         """All VMs, or those of these names that exist; defined ones that do not run included."""
+
+    async def measure(self) -> Measured:
+        """What all running VMs have used since their start, as far as that can be told without waiting for one.
+
+        Called by one caller at a time, beside all other calls; it holds none of them up.
+        """
 
     async def create(self, definition: VmDefinition) -> None:
         """Start a new VM and keep its definition.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,6 +13,7 @@ from vmstackd.hypervisor.base import (
     HypervisorError,
     HypervisorEvent,
     HypervisorUnreachable,
+    Measured,
     ObservedVm,
     Record,
     VmDefinition,
@@ -51,6 +53,11 @@ class SimHypervisor:
         self._check_open()
         wanted = list(self.vms) if names is None else dict.fromkeys(names)
         return [self.vms[name] for name in wanted if name in self.vms]
+
+    async def measure(self) -> Measured:
+        """As in base."""
+        self._check_open()
+        return Measured(at=time.monotonic(), vms={})
 
     async def create(self, definition: VmDefinition) -> None:
         """As in base."""
