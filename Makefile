@@ -9,9 +9,11 @@ STATE_DIR ?= /var/tmp/vmstack
 ARGS ?=
 CLUSTER_ARGS ?=
 TRACES ?=
+# What make trace writes.
+TRACE ?= results/monitoring.csv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run purge test test-fast check format demo bench conformance topologies introspection deb clean
+.PHONY: help setup build run purge test test-fast check format demo trace bench conformance topologies introspection deb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -51,6 +53,9 @@ format: .venv/ready  ## rewrite the sources as make check wants them
 
 demo: .venv/ready  ## a simulated cluster with three levels, drawn
 	@$(PYTHON) -m benchmarks.demo
+
+trace: .venv/ready  ## an example of a recording, half a day of a simulated host: make trace TRACE=FILE
+	@$(PYTHON) -m benchmarks.example_trace $(TRACE)
 
 bench: .venv/ready  ## decision times, transports, clusters, memory, start-up, overhead over libvirt
 	$(PYTHON) -m benchmarks

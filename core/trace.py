@@ -1,4 +1,4 @@
-"""Recorded experiments: what a trace tells of one moment, as values, and as lines of text.
+"""Recorded experiments: what a trace tells of one moment, as values, and as lines of text. ``trace_parser`` reads them.
 
 A trace is the prototype's (SEMANTICS 14): tab separated, column names first, "None" for what is not known, one row
 for the host and each subset and VM, of CPUs and then of memory. A last column, ``delay``, is ours.
@@ -7,12 +7,14 @@ for the host and each subset and VM, of CPUs and then of memory. A last column, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import msgspec
 
 from core.capacity import surplus
+from core.cpuset import HIGHEST_CPU
 from core.level import format_level
-from core.model import HostState
+from core.model import HostState, Rules, Subset
 from core.usage import Usage, VmUsage
 
 COLUMNS = (
@@ -77,6 +79,18 @@ class Sample(msgspec.Struct, frozen=True):
     line: int = 0
 
 
+def traced_level(rules: Rules, subset: Subset, busy_cpus: float | None, delay_s: float | None) -> TracedLevel:
+    """A subset as it is now. busy_cpus, delay_s: as in TracedLevel."""
+    return TracedLevel(
+        level=subset.level,
+        cpus=len(subset.cpus),
+        busy_cpus=busy_cpus,
+        unused=surplus(rules, subset),
+        description=msgspec.json.encode({"res_list": subset.cpus, "consumer_list": list(subset.vms)}),
+        delay_s=delay_s,
+    )
+
+
 def sample_of(time: int, state: HostState, usage: Usage, uuids: Mapping[str, str]) -> Sample:
     """What a host has now and did of late. uuids: of the VMs, by name, as far as known."""
     figures = {level.level: level for level in usage.host.levels}
@@ -84,16 +98,8 @@ def sample_of(time: int, state: HostState, usage: Usage, uuids: Mapping[str, str
     vms: list[TracedVm] = []
     for subset in state.subsets:
         of_level = figures.get(subset.level)
-        levels.append(
-            TracedLevel(
-                level=subset.level,
-                cpus=len(subset.cpus),
-                busy_cpus=None if of_level is None else of_level.busy_cpus,
-                unused=surplus(state.rules, subset),
-                description=msgspec.json.encode({"res_list": subset.cpus, "consumer_list": list(subset.vms)}),
-                delay_s=None if of_level is None else of_level.delay_s,
-            )
-        )
+        busy, delay = (None, None) if of_level is None else (of_level.busy_cpus, of_level.delay_s)
+        levels.append(traced_level(state.rules, subset, busy, delay))
         for name, vm in subset.vms.items():
             of_vm = usage.vms.get(name, _UNKNOWN)
             vms.append(
@@ -196,8 +202,8 @@ def _row(
                 _number(value),
                 str(config),
                 subset,
-                _text(uuid),
-                _text(name),
+                printable_name(uuid),
+                printable_name(name),
                 oc,
                 unused,
                 description,
@@ -212,6 +218,26 @@ def _number(value: float | None) -> str:
     return "None" if value is None else f"{value:.5f}".rstrip("0").rstrip(".")
 
 
-def _text(value: str) -> str:
+def printable_name(value: str) -> str:
     """A name from outside may hold anything; one that would break a row is written with marks instead."""
     return "".join([letter if letter.isprintable() else "?" for letter in value]) or "None"
+
+
+def described_cpus(description: bytes) -> tuple[int, ...]:
+    """CPU ids of a subset in their order, from its description, ours or the prototype's; empty if it tells none."""
+    try:
+        found = msgspec.json.decode(description, type=_Description).res_list
+    except (ValueError, RecursionError):
+        return ()
+    return tuple([cpu.cpu_id if isinstance(cpu, _DescribedCpu) else cpu for cpu in found])
+
+
+_CpuId = Annotated[int, msgspec.Meta(ge=0, le=HIGHEST_CPU)]
+
+
+class _DescribedCpu(msgspec.Struct):
+    cpu_id: _CpuId
+
+
+class _Description(msgspec.Struct):
+    res_list: list[_CpuId | _DescribedCpu]

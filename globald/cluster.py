@@ -17,6 +17,7 @@ import msgspec
 
 from core.admission import MAX_GENERATION
 from core.host_policy import HostPolicy
+from core.usage import HostUsage
 from globald.asking import answer_of
 from globald.link import Link
 from globald.member import Member, State, short
@@ -186,7 +187,9 @@ class Cluster(Operations):
     # Answers
 
     def at_once(self, request: requests.Request) -> bool:
-        return isinstance(request, requests.Progress | requests.Status | requests.Hosts)
+        if isinstance(request, requests.Status):
+            return not request.host
+        return isinstance(request, requests.Progress | requests.Hosts)
 
     async def answer(self, request: requests.Request, request_id: str) -> replies.Reply:
         match request:
@@ -199,7 +202,7 @@ class Cluster(Operations):
             case requests.Progress():
                 return self._progress(request)
             case requests.Status():
-                return self._status_of(request.host)
+                return await self._status_of(request.host, request_id) if request.host else self.status()
             case requests.List():
                 return await self._list(request.host, request_id)
             case requests.Describe():
@@ -382,18 +385,24 @@ class Cluster(Operations):
             yield f"VM {short(duplicate.name)!r} is on several hosts: {', '.join(duplicate.hosts[:SHOWN_PROBLEMS])}"
         yield from self._problems[:SHOWN_PROBLEMS]
 
-    def _status_of(self, host: str) -> replies.StatusReply:
-        if not host:
-            return self.status()
+    async def _status_of(self, host: str, request_id: str) -> replies.StatusReply:
         member = self._member(host)
+        usage = await self._usage_of(member, request_id)
         if member.reply is None:
             raise Unavailable(f"host {member.name!r} is {member.state.value}: {member.reason}", host=member.name)
         if member.state is State.UP:
-            return member.reply
+            return msgspec.structs.replace(member.reply, usage=usage)
         state, reason = member.shown_state
         return msgspec.structs.replace(
             member.reply, hypervisor=state, degraded=(f"the host is {state}: {reason}; this is what it told last",)
         )
+
+    async def _usage_of(self, member: Member, request_id: str) -> HostUsage | None:
+        """What a host really does, which it does not tell unasked; None if it does not answer."""
+        try:
+            return (await member.connection.status(timeout=READ_S, request_id=request_id)).usage
+        except VmstackError:
+            return None
 
     def _progress(self, request: requests.Progress) -> replies.ProgressReply:
         wanted = self._member(request.host) if request.host else None

@@ -10,6 +10,8 @@ SLOW = frozenset(
     {
         "tests.cli.test_doors",
         "tests.cli.test_life",
+        "tests.cli.test_recording",
+        "tests.cli.test_replay",
         "tests.cli.test_state",
         "tests.daemon.test_stream_hostile",
         "tests.daemon.test_stream_tls",
@@ -17,6 +19,7 @@ SLOW = frozenset(
         "tests.globald.test_link",
         "tests.globald.test_usage",
         "tests.test_demo",
+        "tests.test_example_trace",
         "tests.test_readme",
         "tests.test_tools",
         "tests.transports.test_dbus_name",
@@ -25,6 +28,8 @@ SLOW = frozenset(
         "tests.vmstackctl.test_completion",
         "tests.vmstackctl.test_following",
         "tests.vmstackctl.test_output",
+        "tests.vmstackctl.test_report",
+        "tests.vmstackctl.test_report_page",
     }
 )
 """Modules that start many programs or wait for time to pass."""

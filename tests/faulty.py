@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import msgspec
 
+from core.topology import Topology
 from vmstackd.api.caller import Caller, Role
 from vmstackd.hypervisor.base import (
     HypervisorError,
     HypervisorEvent,
     HypervisorUnreachable,
+    Measured,
     ObservedVm,
     Record,
     VmDefinition,
@@ -29,8 +31,8 @@ class FaultySim(SimHypervisor):
     violations: instants at which a CPU was open to VMs of two levels.
     """
 
-    def __init__(self, vms: dict[str, ObservedVm] | None = None) -> None:
-        super().__init__("sim:", vms)
+    def __init__(self, vms: dict[str, ObservedVm] | None = None, topology: Topology | None = None) -> None:
+        super().__init__("sim:", vms, topology=topology)
         self.immediate = False
         self.plan: Callable[[str, str], Awaitable[None]] = self._nothing
         self.aftermath: Callable[[str, str], Awaitable[None]] = self._nothing
@@ -59,6 +61,10 @@ class FaultySim(SimHypervisor):
         seen = await super().observe(names)
         await self.aftermath("observe", "")  # what was seen may be outdated when it arrives
         return seen
+
+    async def measure(self) -> Measured:
+        await self._before("measure", "")
+        return await super().measure()
 
     async def create(self, definition: VmDefinition) -> None:
         await self._before("create", definition.vm.name)

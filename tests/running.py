@@ -53,7 +53,14 @@ class Finished(msgspec.Struct, frozen=True):
     err: str
 
 
-APART = {"--config": os.devnull, "--dbus": "none", "--socket": "none", "--tcp-host": "none", "--state-dir": "none"}
+APART = {
+    "--config": os.devnull,
+    "--dbus": "none",
+    "--socket": "none",
+    "--tcp-host": "none",
+    "--state-dir": "none",
+    "--record": "none",
+}
 """Flags that keep a daemon from what this machine has, unless a test names something else."""
 
 
@@ -88,18 +95,21 @@ class Daemon:
     """A running daemon; use it in a ``with`` statement.
 
     Without flags: 16 simulated CPUs. ``--http-port 0`` and what APART says are added unless given. Entering waits
-    until it answers (unless wait is False), leaving ends it, whatever it takes.
+    until it answers (unless wait is False), leaving ends it, whatever it takes. folder: that it is started in.
     """
 
     patience = PATIENCE
 
-    def __init__(self, *flags: str, environment: Mapping[str, str] | None = None, wait: bool = True) -> None:
+    def __init__(
+        self, *flags: str, environment: Mapping[str, str] | None = None, wait: bool = True, folder: Path = ROOT
+    ) -> None:
         flags = flags or ("--hypervisor", "sim:", "--topology", SMALL_HOST)
         if not any(flag.split("=")[0] == "--http-port" for flag in flags):
             flags = (*flags, "--http-port", "0")
         self.command = command(*flags)
         self._environment = clean_environment(environment)
         self._wait = wait
+        self._folder = folder
         self._lines: list[str] = []
         self._news = threading.Condition()
         self._ended = False
@@ -108,7 +118,7 @@ class Daemon:
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
             self.command,
-            cwd=ROOT,
+            cwd=self._folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -243,3 +243,30 @@ def test_other_rules_hold_from_the_next_decision_on() -> None:
         assert (level.cpus, level.degraded) == (9, False)
 
     with_engine(test)
+
+
+def test_each_round_is_news_to_subscribers_to_usage_alone() -> None:
+    async def test(engine: Engine, _: FaultySim) -> None:
+        interested, other = engine.feed.subscribe(usage=True), engine.feed.subscribe()
+        for _round in range(2):
+            await engine.sampler.measure()
+            assert (await interested.news()).changed
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(other.news(), 0.05)
+
+    with_engine(test)
+
+
+def test_that_measuring_was_switched_off_is_news_too() -> None:
+    async def test(engine: Engine, _: FaultySim) -> None:
+        await engine.sampler.measure()
+        assert engine.status().usage is not None
+        interested = engine.feed.subscribe(usage=True)
+        engine.reconfigure(Rules(critical_size=0), POLICIES["reference"], 3600, 3600, HypervisorOptions())
+        while engine.sampler.rounds < 2:
+            await interested.news()
+        engine.reconfigure(Rules(critical_size=0), POLICIES["reference"], 3600, 0, HypervisorOptions())
+        while engine.status().usage is not None:
+            await interested.news()
+
+    with_engine(test)

@@ -211,7 +211,7 @@ def test_nothing_of_the_product_needs_the_daemon_of_a_cluster() -> None:
 
 
 def test_the_command_for_operators_sees_only_what_a_client_needs() -> None:
-    libraries = ("click", "cryptography", "msgspec", "rich")
+    libraries = ("click", "cryptography", "matplotlib", "msgspec", "numpy", "rich")
     assert _breaches(("vmstackctl",), "vmstackctl", *SHARED, "vmstackd.client", *libraries) == []
     assert _meetings(("core", "globald", "vmstackd"), ("vmstackctl",)) == []
 
@@ -227,6 +227,12 @@ def test_certificates_and_addresses_know_no_daemon() -> None:
 
 def test_only_whoever_makes_or_reads_certificates_imports_their_library() -> None:
     assert _meetings(PRODUCT, ("cryptography",), but=("vmstackctl.certificates", "vmstackd.tls")) == []
+
+
+def test_only_pictures_import_what_draws_them() -> None:
+    drawing = ("matplotlib", "numpy")
+    assert _meetings(PRODUCT, drawing, but=("vmstackctl.report.pictures",)) == []
+    assert set(drawing) <= IMPORTS["vmstackctl.report.pictures"]
 
 
 def test_only_the_transport_for_the_bus_imports_its_library() -> None:

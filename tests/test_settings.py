@@ -80,6 +80,14 @@ SAMPLES = {
         ("0", "-1", "nan", "inf", "1e3", "", "86401", "soon"),
         ("0.0", "nan", "inf", "true", '"soon"', "[]"),
     ),
+    "delay": Sample(
+        (Good("2.5", "2.5", 2.5), Good("0", "0", 0.0)),
+        ("-1", "0.01", "00", "nan", "inf", "1e3", "", "86401", "never"),
+        ("-0.5", "0.05", "nan", "inf", "true", "false", '"never"', "[]"),
+    ),
+    "record": _text("none", "a b/trace.csv", "results/", "/"),
+    "record_size": _whole(1, 1 << 20, "0", str((1 << 20) + 1)),
+    "record_files": _whole(1, 1000, "0", "1001"),
     "require_hypervisor": Sample(
         (Good("no", "false", False), Good("no", '"no"', False)), ("", "No", "false", "0"), ("0", "1", "[]", '"true"')
     ),
@@ -262,6 +270,35 @@ def test_an_env_file_is_refused_by_line(lines: str, told: str, tmp_path: Path) -
     with pytest.raises(SettingsError) as error:
         load_settings({}, {}, env_file, Path("/dev/null"))
     assert str(error.value).startswith(f"{env_file}: {told}")
+
+
+def test_the_delay_of_the_prototype_is_ours(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text("SCL_DELAY=7\n", encoding="utf-8")
+    assert load_settings({}, {}, env_file, Path("/dev/null")).delay == 7.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "trace"),
+    [
+        ({}, ""),
+        ({"debug": "1"}, "results/monitoring.csv"),
+        ({"debug": "1", "record": "a.csv"}, "a.csv"),
+        ({"debug": "1", "record": "none"}, ""),
+        ({"debug": "1", "record": "./none"}, "./none"),
+        ({"record": "/a/b.csv"}, "/a/b.csv"),
+        ({"debug": "1", "delay": "0"}, "results/monitoring.csv"),
+        ({"record": "none", "delay": "0"}, ""),
+    ],
+)
+def test_which_trace_is_written(flags: dict[str, str], trace: str) -> None:
+    assert load_settings(flags, {}, None, Path("/dev/null")).trace == trace
+
+
+def test_recording_without_measuring_is_refused() -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings({"record": "a.csv", "delay": "0"}, {}, None, Path("/dev/null"))
+    assert str(error.value) == "record: with a delay of 0 nothing is measured; set delay, or record to none"
 
 
 def test_other_variables_of_the_environment_are_none_of_our_business() -> None:

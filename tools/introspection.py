@@ -44,12 +44,12 @@ def _method(method: Method) -> Iterator[str]:
 def _property(prop: Property) -> Iterator[str]:
     yield f"  <!-- {escape(prop.text)} -->"
     head = f'  <property name="{prop.name}" type="{prop.signature}" access="read"'
-    if prop.constant:
-        yield f"{head}>"
-        yield '   <annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="const"/>'
-        yield "  </property>"
-    else:
+    if prop.emits == "true":
         yield f"{head}/>"
+    else:
+        yield f"{head}>"
+        yield f'   <annotation name="org.freedesktop.DBus.Property.EmitsChangedSignal" value="{prop.emits}"/>'
+        yield "  </property>"
 
 
 def _signal(signal: Signal) -> Iterator[str]:

@@ -83,7 +83,9 @@ def status(choices: Choices, host: str | None) -> None:
     """Show the host: its CPUs by socket, cache and core, in the colours of their levels; and what the levels hold.
 
     In the table, "needed" are the CPUs that the VMs of a level need, "fit now" the vCPUs that fit without another
-    CPU, "fit on free CPUs" those that all free CPUs would add.
+    CPU, "fit on free CPUs" those that all free CPUs would add. Where it is measured, "busy" is how many of its CPUs
+    a level has kept busy, and "waits" for how much of the time its vCPUs waited for a CPU, in percent: the median of
+    its VMs, and the 99th percentile.
 
     Of a cluster, show its hosts, and the sums of their levels.
     """
@@ -318,13 +320,16 @@ def topology(choices: Choices, host: str | None) -> None:
 def watch(choices: Choices, interval: float) -> None:
     """Show the status live, and the newest events, until q or Ctrl-C. Goes on when the daemon is restarted.
 
-    Without a terminal, print a line whenever something has changed.
+    Without a terminal, print a line whenever something has changed; as JSON, also whenever CPUs and VMs have been
+    measured.
     """
     refuse_names(choices)
     from vmstackctl.following import Following, status_lines  # noqa: PLC0415  only needed here and in events
 
-    following = Following(partial(connect, choices, server(choices)), choices.timeout)
     full_screen = choices.output == "table" and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    # Lines tell what has changed; one for every measurement would bury that.
+    usage = full_screen or choices.output == "json"
+    following = Following(partial(connect, choices, server(choices)), choices.timeout, usage=usage)
     if full_screen:
         from vmstackctl.watch import watch as watch_screen  # noqa: PLC0415  imports rich
 
@@ -369,7 +374,13 @@ def _pki() -> click.Command:
     return pki
 
 
-cli.late["pki"] = _pki
+def _report() -> click.Command:
+    from vmstackctl.report.command import report  # noqa: PLC0415  rarely needed
+
+    return report
+
+
+cli.late |= {"pki": _pki, "report": _report}
 
 SHELLS = ("bash", "zsh", "fish")
 

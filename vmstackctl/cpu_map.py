@@ -16,7 +16,8 @@ from core.cpuset import format_cpu_list
 from core.level import UNIT, LevelError, format_level, parse_level
 from core.status import LevelStatus
 from core.topology import NO_CACHE
-from vmstackctl.values import gib, memory, number, printable, ratio
+from core.usage import HostUsage, LevelUsage
+from vmstackctl.values import busy, gib, memory, number, percent, printable, ratio
 from vmstackd.api.replies import CpuReply, StatusReply, TopologyReply
 
 _COLOURS = ("green", "yellow", "magenta", "cyan", "blue", "red")
@@ -26,6 +27,11 @@ _LABEL = 16
 _GAP = 3
 """Columns before each row for the CPUs in it, and between two groups."""
 _LONGEST_BAR = 60
+_COLUMNS = ("CPUs", "needed", "vCPUs", "VMs", "ratio now", "fit now", "fit on free CPUs")
+_COLUMNS_WITH_USAGE = (*_COLUMNS[:4], "ratio\nnow", "fit\nnow", "fit on\nfree CPUs", "CPUs\nbusy", "waits, %\np50/p99")
+"""In two lines, so that all fit."""
+_USAGE_FROM = 80
+"""Columns of the terminal from which on they do."""
 
 _Core = list[CpuReply]
 
@@ -84,7 +90,7 @@ class CpuMap:
             yield _heading(place, cpus)
             yield _grid(groups, per_row, width - _LABEL - _GAP, look)
         yield Text()
-        yield _legend(self._status, look)
+        yield _legend(self._status, look, width)
         yield Text()
         if self._status.stopped:
             yield Text("shut off: " + ", ".join(printable(name) for name in self._status.stopped))
@@ -125,9 +131,13 @@ def _bars(
     total = len(topology.cpus)
     free = counts.pop(_FREE)
     cpus = f"{total - free} of {total} taken, {free} free"
+    sold = f"{gib(host.allocated_mib)} of {gib(host.memory_mib)} GiB sold, {gib(host.free_mib)} GiB free"
+    if status.usage is not None:
+        if status.usage.busy_cpus is not None:
+            cpus += f", {busy(status.usage.busy_cpus)} busy"
+        sold += f", {gib(status.usage.used_mib)} GiB used"
     if unused := topology.host_cpus - total:
         cpus += f" ({unused} more not for VMs)"
-    sold = f"{gib(host.allocated_mib)} of {gib(host.memory_mib)} GiB sold, {gib(host.free_mib)} GiB free"
     columns = max(8, min(_LONGEST_BAR, width - len("memory") - 2 * _GAP - max(len(cpus), len(sold))))
     levels = sorted(counts, key=lambda use: list(look).index(use))
     pieces = [(counts[use] / total if total else 0, look[use].colour) for use in levels]
@@ -254,15 +264,17 @@ def _cores(cpus: Iterable[CpuReply]) -> list[_Core]:
     return list(cores.values())
 
 
-def _legend(status: StatusReply, look: Mapping[str, Mark]) -> Table:
+def _legend(status: StatusReply, look: Mapping[str, Mark], width: int) -> Table:
     host = status.host
+    usage = status.usage if width >= _USAGE_FROM else None
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     table.add_column("")
     table.add_column("level", no_wrap=True)
-    for name in ("CPUs", "needed", "vCPUs", "VMs", "ratio now", "fit now", "fit on free CPUs"):
+    for name in _COLUMNS if usage is None else _COLUMNS_WITH_USAGE:
         table.add_column(name, justify="right", no_wrap=True)
     for level in sorted(host.levels, key=lambda level: level.level):
-        table.add_row(*_level_row(level, look[format_level(level.level)]))
+        measured = () if usage is None else _usage_row(usage, level.level)
+        table.add_row(*_level_row(level, look[format_level(level.level)]), *measured)
     table.add_row(_block(look[_FREE]), _FREE, str(host.free_cpus))
     if host.held_cpus:
         table.add_row(_block(look[_HELD]), _HELD, str(host.held_cpus))
@@ -279,6 +291,16 @@ def _level_row(level: LevelStatus, mark: Mark) -> Iterator[RenderableType]:
     yield ratio(level.ratio)
     yield number(level.available_thousandths)
     yield f"+{number(level.potential_thousandths)}"
+
+
+def _usage_row(usage: HostUsage, level: int) -> Iterator[RenderableType]:
+    # A level that has come since the last measurement has none.
+    measured = next((found for found in usage.levels if found.level == level), LevelUsage(level=level))
+    yield busy(measured.busy_cpus)
+    if measured.delay_median is None or measured.delay_p99 is None:
+        yield "-"
+    else:
+        yield f"{percent(measured.delay_median)}/{percent(measured.delay_p99)}"
 
 
 def _block(mark: Mark) -> Text:

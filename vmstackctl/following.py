@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from vmstackctl import lines, terminal
 from vmstackctl.lines import Connected, Disconnected
 from vmstackd.api import session
-from vmstackd.api.errors import VmstackError
+from vmstackd.api.errors import InvalidRequest, VmstackError
 from vmstackd.api.replies import StatusReply
-from vmstackd.client import Client
+from vmstackd.client import Client, Pushes
 
 RETRY_S = 0.5
 """Seconds between two attempts to reach a daemon that went away."""
@@ -22,10 +22,13 @@ class Following:
 
     client: Client | None = None
 
-    def __init__(self, connect: Callable[[], Awaitable[Client]], timeout: float) -> None:
-        """connect: one attempt. timeout: seconds for whatever the client is asked."""
+    def __init__(self, connect: Callable[[], Awaitable[Client]], timeout: float, *, usage: bool = False) -> None:
+        """connect: one attempt. timeout: seconds for whatever the client is asked. usage: be told of every measurement,
+        where there are some.
+        """
         self._connect = connect
         self.timeout = timeout
+        self._usage = usage
         self._program = ""
         self._been_there = False
         self._away = False
@@ -37,7 +40,7 @@ class Following:
                 async with await self._connect() as client:
                     self.client = client
                     self._program = client.hello.program
-                    async for push in client.subscribe():
+                    async for push in await self._subscribe(client):
                         if self._away and isinstance(push, StatusReply):
                             yield Connected(time=time.time(), vms=push.host.vms, program=self._program)
                             self._away = False
@@ -53,6 +56,15 @@ class Following:
             finally:
                 self.client = None
             await asyncio.sleep(RETRY_S)
+
+    async def _subscribe(self, client: Client) -> Pushes:
+        try:
+            _, pushes = await client.watch(usage=self._usage)
+        except InvalidRequest as error:
+            if error.details.get("field") != "usage":
+                raise
+            _, pushes = await client.watch()  # of a daemon that is older than its measurements
+        return pushes
 
 
 async def status_lines(following: Following, interval: float, *, as_json: bool) -> int:

@@ -37,6 +37,9 @@ EXIT_CODES = {
     130: "interrupted with Ctrl-C (watch and events end with 0 then)",
 }
 
+_LOCAL = ("output", "color")
+"""Of the options for all commands, those that make sense where no daemon is asked."""
+
 _T = TypeVar("_T")
 
 
@@ -205,6 +208,17 @@ class Command(_Examples):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's
         formatter.write_paragraph()
         formatter.write_text("The options of vmstackctl itself may stand here too: vmstackctl --help")
+
+
+class LocalCommand(Command):
+    """One that asks no daemon: without the options that say which one is asked, and how."""
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:  # noqa: ANN401  click's
+        super().__init__(*arguments, **attributes)
+        self.params = [param for param in self.params if param.name in _LOCAL or not getattr(param, "hidden", False)]
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        pass
 
 
 class Group(_Examples, click.Group):

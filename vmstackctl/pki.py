@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vmstackctl import lines, terminal
-from vmstackctl.options import ABSOLUTE_PATH, Choices, Command, Group, Typed
+from vmstackctl.options import ABSOLUTE_PATH, Choices, Group, LocalCommand, Typed
 from vmstackctl.values import printable
 
 if TYPE_CHECKING:
@@ -54,14 +54,8 @@ def _is_host_name(text: str) -> bool:
     return bool(_HOST_NAME.fullmatch(text)) and not text.rpartition(".")[2].isdigit()
 
 
-class _Command(Command):
-    """Without the options that say which daemon is asked, and how: none is, and --address means another thing here."""
-
-    def __init__(self, *arguments: Any, **attributes: Any) -> None:  # noqa: ANN401  click's
-        super().__init__(*arguments, **attributes)
-        self.params = [
-            param for param in self.params if param.name in ("output", "color") or not getattr(param, "hidden", False)
-        ]
+class _Command(LocalCommand):
+    """--address means another thing here."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click's
         formatter.write_paragraph()

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vmstackctl.cpu_map import outermost_cache
-from vmstackctl.values import count, cpu_list, memory, printable, ratio
+from vmstackctl.values import count, cpu_list, memory, percent, printable, ratio
 from vmstackd.api.replies import CpuReply, TopologyReply, VmReply
 
 WIDE = 120
@@ -70,6 +70,12 @@ def _state(vm: VmReply) -> Text:
     return cell(printable(vm.state), _STATES.get(vm.state, "red"))
 
 
+def _memory(vm: VmReply) -> str:
+    """What it was given, and how much of that it has touched, if known."""
+    resident = None if vm.usage is None else vm.usage.resident_mib
+    return memory(vm.memory_mib) if resident is None else f"{memory(vm.memory_mib)}, {memory(resident)} of it resident"
+
+
 def _cpus(vm: VmReply) -> Text:
     """Where it is to run; before that, where it runs, if that is somewhere else."""
     text = cell("")
@@ -100,8 +106,12 @@ class VmDetails:
             return
         table.add_row("  level", f"{ratio(vm.level)}, {count(len(vm.cpus), 'CPU')}")
         table.add_row("  vCPUs", str(vm.vcpus))
-        table.add_row("  memory", memory(vm.memory_mib))
+        table.add_row("  memory", _memory(vm))
         table.add_row("  state", _state(vm))
+        if vm.usage is not None and vm.usage.busy_cpus is not None:
+            table.add_row("  busy", f"{vm.usage.busy_cpus:.2f} CPUs")
+        if vm.usage is not None and vm.usage.delay_ratio is not None:
+            table.add_row("  waits", f"{percent(vm.usage.delay_ratio)} % of the time, for a CPU")
         table.add_row("  CPUs", folded(cpu_list(vm.cpus), room))
         pinned = vm.pinned == tuple(sorted(vm.cpus))
         table.add_row(

@@ -89,6 +89,17 @@ def memory(mib: int) -> str:
     return f"{tenths // 10}.{tenths % 10} GiB" if tenths % 10 else f"{tenths // 10} GiB"
 
 
+def busy(cpus: float | None) -> str:
+    """CPUs kept busy on average, with one decimal; "-" if not known."""
+    return "-" if cpus is None else f"{cpus:.1f}"
+
+
+def percent(share: float) -> str:
+    """A share of 0 to 1 in percent without the sign, in at most three digits: "0.3", "12", "100"."""
+    text = f"{100 * share:.1f}"
+    return text if len(text) < 4 else f"{100 * share:.0f}"
+
+
 def gib(mib: int) -> str:
     """MiB as a number of GiB, with at most one decimal."""
     return f"{mib / MIB_PER_GIB:.1f}".removesuffix(".0")

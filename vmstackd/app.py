@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Mapping
@@ -11,7 +12,8 @@ from core.allocator import empty_state
 from core.cpuset import format_cpu_list
 from core.model import HostState, Rules
 from core.policy import POLICIES
-from core.topology import TopologyError
+from core.topology import Topology, TopologyError
+from core.trace import Sample
 from vmstackd.daemon.life import EXIT_FAILED, EXIT_UNAVAILABLE, CannotStart, Daemon
 from vmstackd.daemon.operations import Outcome
 from vmstackd.daemon.supervision import status_line
@@ -21,6 +23,7 @@ from vmstackd.hypervisor import HypervisorOptions, open_hypervisor
 from vmstackd.hypervisor.base import Hypervisor, HypervisorError
 from vmstackd.local_state import LocalState, LocalStateError
 from vmstackd.metrics import Metrics
+from vmstackd.recorder import Plan, Recorder
 from vmstackd.settings import TABLE, Settings
 from vmstackd.topology_source import load_topology
 from vmstackd.transports.dbus import DbusTransport, NameTaken
@@ -41,30 +44,36 @@ def host_state(settings: Settings) -> HostState:
     return empty_state(topology, _rules(settings), settings.reserved_memory)
 
 
-def hypervisor(settings: Settings) -> Hypervisor:
-    """The hypervisor that the settings name, not yet connected.
+def hypervisor(settings: Settings, topology: Topology | None = None) -> Hypervisor:
+    """The hypervisor that the settings name, not yet connected. topology: as for ``open_hypervisor``.
 
     Raises SettingsError, or HypervisorError where its library is missing.
     """
     try:
-        return open_hypervisor(settings.hypervisor, _options(settings))
+        return open_hypervisor(settings.hypervisor, _options(settings), topology)
     except ValueError as error:
         raise SettingsError(f"hypervisor: {error}") from error
 
 
-def engine(settings: Settings, observer: Callable[[Outcome], None] = lambda _: None) -> Engine:
+def engine(
+    settings: Settings,
+    observer: Callable[[Outcome], None] = lambda _: None,
+    record: Callable[[Sample], None] = lambda _: None,
+) -> Engine:
     """The engine of the host that the settings describe, not yet started. Needs a running event loop.
 
     Raises SettingsError, or HypervisorError where the hypervisor's library is missing.
     """
+    state = host_state(settings)
     return Engine(
-        host_state(settings),
+        state,
         POLICIES[settings.policy],
-        hypervisor(settings),
+        hypervisor(settings, state.topology),
         local=_local_state(settings),
         name=settings.name,
         period=settings.period,
         delay=settings.delay,
+        record=record,
         observer=observer,
     )
 
@@ -78,6 +87,11 @@ def _local_state(settings: Settings) -> LocalState:
 
 def _rules(settings: Settings) -> Rules:
     return Rules(critical_size=settings.critical_size, critical_sizes=settings.critical_sizes)
+
+
+def _plan(settings: Settings) -> Plan:
+    path = Path(settings.trace).absolute() if settings.trace else None
+    return Plan(path=path, size=settings.record_size, files=settings.record_files)
 
 
 def _options(settings: Settings) -> HypervisorOptions:
@@ -104,8 +118,9 @@ class _HostDaemon(Daemon[Settings]):
 
     def build(self) -> Engine:
         self._metrics = Metrics(per_vm=lambda: self.settings.metrics_per_vm, certificate=self.certificate_expiry)
+        self._recorder = Recorder(_plan(self.settings))
         try:
-            self._engine = engine(self.settings, self._metrics.count)
+            self._engine = engine(self.settings, self._metrics.count, self._recorder.take)
         except HypervisorError as error:
             raise self._unreachable(error) from error
         return self._engine
@@ -131,6 +146,7 @@ class _HostDaemon(Daemon[Settings]):
             "memory_mib": state.memory_mib,
             "policy": settings.policy,
             "critical_size": settings.critical_size,
+            "record": _plan(settings).path,
         }
 
     async def join(self, parts: contextlib.AsyncExitStack) -> Mapping[str, object]:
@@ -151,6 +167,7 @@ class _HostDaemon(Daemon[Settings]):
 
     async def start(self) -> None:
         self.tell(f"connecting to {self.settings.hypervisor}")
+        self._recorder.start()
         try:
             await self._engine.start(require_hypervisor=self.settings.require_hypervisor)
         except HypervisorError as error:
@@ -159,6 +176,7 @@ class _HostDaemon(Daemon[Settings]):
 
     async def stop(self) -> None:
         await self._engine.stop()
+        await asyncio.to_thread(self._recorder.stop)
 
     def endpoint(self, listener: socket.socket) -> HostHttp:
         return HostHttp(self._engine, self._metrics, listener, self.settings.http_names)
@@ -170,6 +188,7 @@ class _HostDaemon(Daemon[Settings]):
         self._engine.reconfigure(
             _rules(settings), POLICIES[settings.policy], settings.period, settings.delay, _options(settings)
         )
+        self._recorder.use(_plan(settings))
 
     def farewell(self) -> Mapping[str, object]:
         vms = self._engine.status().host.vms

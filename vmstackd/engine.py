@@ -411,7 +411,6 @@ class Engine(Operations):
         if subset is None or live is None:
             raise NotFound(f"{name!r} does not exist on this host")
         vm = subset.vms[name]
-        measured = self.sampler.usage
         return replies.VmReply(
             name=name,
             vcpus=vm.vcpus,
@@ -421,7 +420,7 @@ class Engine(Operations):
             pinned=tuple(sorted(live.pinned)),
             state=live.phase.value,
             image=live.record.image if live.record is not None else "",
-            usage=None if measured is None else measured.vms.get(name),
+            usage=self.sampler.of(name),
         )
 
     def _topology(self) -> replies.TopologyReply:

@@ -8,17 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from core.level import UNIT, format_level
+from core.usage import HostUsage, LevelUsage, VmUsage
 from vmstackd.api.replies import ListReply, StatusReply
 from vmstackd.daemon.metrics import CONTENT_TYPE, MIB, DaemonMetrics
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
 _REASONS = ("cpu", "memory", "cordoned")
+
+
+class SamplingFigures(Protocol):
+    """See Sampler."""
+
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def failed_rounds(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def delays(self) -> Mapping[int, float]: ...
 
 
 class HostFigures(Protocol):
@@ -28,6 +42,8 @@ class HostFigures(Protocol):
     def repins(self) -> int: ...
     @property
     def drift(self) -> Mapping[str, int]: ...
+    @property
+    def sampler(self) -> SamplingFigures: ...
     def status(self) -> StatusReply: ...
     def vms(self) -> ListReply: ...
 
@@ -66,6 +82,9 @@ class _Snapshot(Collector):
         for kind, count in self._host.drift.items():
             drift.add_metric([kind], count)
         yield drift
+        yield from _of_sampling(self._host.sampler)
+        if status.usage is not None:
+            yield from _of_the_use(status.usage)
         if self._per_vm():
             yield from _of_its_vms(self._host.vms())
 
@@ -107,12 +126,88 @@ def _of_its_levels(status: StatusReply) -> Iterable[Metric]:
         yield family
 
 
+def _of_sampling(sampler: SamplingFigures) -> Iterable[Metric]:
+    yield CounterMetricFamily("vmstack_sampling_rounds", "Measurements of VMs and CPUs.", value=sampler.rounds)
+    yield CounterMetricFamily(
+        "vmstack_sampling_failures", "Of these, without the VMs or the host.", value=sampler.failed_rounds
+    )
+    yield SummaryMetricFamily(
+        "vmstack_sampling_duration_seconds",
+        "Time that a measurement took, waiting for the hypervisor included.",
+        count_value=sampler.rounds,
+        sum_value=sampler.seconds,
+    )
+    delays = CounterMetricFamily(
+        "vmstack_level_delay_seconds",
+        "Time that vCPUs of a level waited for a CPU though they could have run.",
+        labels=("level",),
+    )
+    for level, seconds in sampler.delays.items():
+        delays.add_metric([format_level(level)], seconds)
+    yield delays
+
+
+def _of_the_use(usage: HostUsage) -> Iterable[Metric]:
+    """What is not known has no series, rather than one that says nothing is used."""
+    if usage.busy_cpus is not None:
+        yield GaugeMetricFamily(
+            "vmstack_busy_cpus", "CPUs kept busy, of those that VMs may use.", value=usage.busy_cpus
+        )
+    yield GaugeMetricFamily("vmstack_memory_used_bytes", "Memory in use on the whole host.", value=usage.used_mib * MIB)
+    size = GaugeMetricFamily("vmstack_node_memory_bytes", "Memory of a NUMA node.", labels=("node",))
+    used = GaugeMetricFamily("vmstack_node_memory_used_bytes", "Memory of a NUMA node in use.", labels=("node",))
+    for node in usage.nodes:
+        size.add_metric([str(node.node)], node.memory_mib * MIB)
+        used.add_metric([str(node.node)], node.used_mib * MIB)
+    yield size
+    yield used
+    for name, text, of in _LEVEL_USE:
+        family = GaugeMetricFamily(name, text, labels=("level",))
+        for level in usage.levels:
+            figure = of(level)
+            if figure is not None:
+                family.add_metric([format_level(level.level)], figure)
+        yield family
+
+
+_LEVEL_USE: tuple[tuple[str, str, Callable[[LevelUsage], float | None]], ...] = (
+    ("vmstack_level_busy_cpus", "CPUs of a level kept busy.", lambda level: level.busy_cpus),
+    (
+        "vmstack_level_delay_median_ratio",
+        "Part of the time that a vCPU waited for a CPU, of the VM in the middle.",
+        lambda level: level.delay_median,
+    ),
+    (
+        "vmstack_level_delay_p99_ratio",
+        "Part of the time that a vCPU waited for a CPU, which 99 of 100 VMs do not exceed.",
+        lambda level: level.delay_p99,
+    ),
+)
+
+
 def _of_its_vms(reply: ListReply) -> Iterable[Metric]:
     vcpus = GaugeMetricFamily("vmstack_vm_vcpus", "vCPUs of a VM.", labels=("vm", "level"))
     memory = GaugeMetricFamily("vmstack_vm_memory_bytes", "Memory of a VM.", labels=("vm", "level"))
+    uses = [(GaugeMetricFamily(name, text, labels=("vm", "level")), of) for name, text, of in _VM_USE]
     for vm in reply.vms:
         labels = [vm.name, format_level(vm.level)]
         vcpus.add_metric(labels, vm.vcpus)
         memory.add_metric(labels, vm.memory_mib * MIB)
+        for family, of in uses:
+            figure = None if vm.usage is None else of(vm.usage)
+            if figure is not None:
+                family.add_metric(labels, figure)
     yield vcpus
     yield memory
+    yield from (family for family, _ in uses)
+
+
+_VM_USE: tuple[tuple[str, str, Callable[[VmUsage], float | None]], ...] = (
+    ("vmstack_vm_busy_cpus", "CPUs that a VM kept busy.", lambda vm: vm.busy_cpus),
+    ("vmstack_vm_delay_ratio", "Part of the time that a vCPU of a VM waited for a CPU.", lambda vm: vm.delay_ratio),
+    (
+        "vmstack_vm_memory_resident_bytes",
+        "Memory that the host has really given to a VM.",
+        lambda vm: None if vm.resident_mib is None else vm.resident_mib * MIB,
+    ),
+)

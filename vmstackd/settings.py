@@ -13,7 +13,7 @@ from core.cpuset import CpuListError, parse_cpu_list
 from core.level import LevelError, parse_level
 from core.policy import DEFAULT_POLICY, POLICIES
 from vmstackd.daemon import table
-from vmstackd.daemon.table import Setting, Table
+from vmstackd.daemon.table import Setting, SettingsError, Table
 
 DEBUG_RECORD = "results/monitoring.csv"
 """Where the prototype looked for traces, below the folder that it was started in."""
@@ -189,9 +189,10 @@ _ROWS = (
     Setting(
         "record",
         "",
-        table.text("a file, or none", r".*"),
+        table.text("a file, none, or nothing", r"(.*[^/])?"),
         "FILE",
-        f"write what is measured into this trace; with --debug above 0, if not given: {DEBUG_RECORD}",
+        "write what is measured into this trace (as a service: somewhere below /var/lib/vmstack), or none; with "
+        f"--debug above 0, if not given: {DEBUG_RECORD}",
         reload=True,
     ),
     Setting(
@@ -225,7 +226,7 @@ _ROWS = (
         False,
         table.yes_or_no,
         "YES|NO",
-        "series for each VM in /metrics, too: two for every name that a VM ever has",
+        "series for each VM in /metrics, too: five for every name that a VM ever has",
         reload=True,
     ),
     Setting(
@@ -288,4 +289,7 @@ def load_settings(
     config_file: Path | None = None,
 ) -> Settings:
     """Put all sources together, as ``load`` of the table does. Raises SettingsError."""
-    return Settings(**table.load(TABLE, flags, environment, env_file, config_file))
+    settings = Settings(**table.load(TABLE, flags, environment, env_file, config_file))
+    if settings.record not in {"", "none"} and not settings.delay:
+        raise SettingsError("record: with a delay of 0 nothing is measured; set delay, or record to none")
+    return settings

@@ -60,21 +60,6 @@ def test_topologies_of_the_prototype_are_accepted_by_load() -> None:
         assert call("--hypervisor", "sim:", "--check-config", "--load", str(file)).code == 0
 
 
-TRACE = "tmp\trec\tres\tval\tconfig\tsubset\tvm_uuid\tvm_cmn\tsb_oc\tsb_unused\tsb_dsc\n0\tglobal\tcpu\tNone\t232\n"
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("trace.csv", TRACE), ("trace", TRACE), ("trace.json", TRACE), ("other.csv", "a,b\n1,2\n"), ("OTHER.CSV", "{}")],
-)
-def test_a_recorded_trace_is_refused_by_content_and_by_name(name: str, content: str, tmp_path: Path) -> None:
-    file = tmp_path / name
-    file.write_text(content, encoding="utf-8")
-    done = call("--hypervisor", "sim:", "--load", str(file))
-    assert (done.code, done.out) == (2, "")
-    assert f"--load {file}: this is a recorded trace; " in one_line(done.err)
-
-
 @pytest.mark.parametrize(("path", "why"), [("/nonexistent", "No such file or directory"), ("/", "Is a directory")])
 def test_a_file_to_load_that_cannot_be_read_is_wrong_usage(path: str, why: str) -> None:
     done = call("--load", path)

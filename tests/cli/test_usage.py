@@ -28,7 +28,16 @@ def test_help_lists_every_setting_with_examples_and_exit_codes() -> None:
     for row in TABLE.rows:
         assert f"{row.flag} {row.metavar}" in flat
         assert " ".join(row.help.split()) in flat
-    for flag in ("--load", "--env-file", "--config", "--check-config", "--dump-topology", "--version"):
+    for flag in (
+        "--load",
+        "--output",
+        "--relevel",
+        "--env-file",
+        "--config",
+        "--check-config",
+        "--dump-topology",
+        "--version",
+    ):
         assert flag in flat
     assert "examples:" in done.out
     assert "exit codes: 0 done, 1 failed, 2 usage, 6 hypervisor unreachable, 78 configuration" in done.out
@@ -43,7 +52,7 @@ def test_every_example_of_the_help_is_a_command_line_that_is_understood(monkeypa
     for flags in examples:
         known = [flag for flag in flags if flag.startswith("--")]
         assert set(known) <= set(re.findall(r"--[a-z-]+", call("-h").out))
-        if "--topology" in flags:
+        if "--topology" in flags and "--load" not in flags:
             assert call(*flags, "--check-config").code == 0
 
 
@@ -59,7 +68,11 @@ def test_version() -> None:
         (["--http-port"], "argument --http-port: expected one argument"),
         (["--http", "1"], "unrecognized arguments: --http 1"),
         (["--debug"], "argument --debug: expected one argument"),
-        (["--load", "a.json", "--topology", "sysfs"], "give one of them"),
+        (["--load", str(ROOT / "topologies" / "i7-1185G7.json"), "--topology", "sysfs"], "give one of them"),
+        (["--load", str(ROOT / "topologies" / "i7-1185G7.json"), "--output", "json"], "are for replays"),
+        (["--output", "json"], "--output and --relevel are for replays; name a trace with --load FILE"),
+        (["--relevel", "2.0=3.0"], "--output and --relevel are for replays; name a trace with --load FILE"),
+        (["--output", "xml"], "argument --output: invalid choice: 'xml'"),
         (["--bogus\nforged"], "unrecognized arguments: --bogus\\nforged"),
     ],
 )
@@ -100,9 +113,14 @@ def test_check_config_connects_to_nothing() -> None:
 
 @pytest.mark.parametrize("row", TABLE.rows, ids=lambda row: row.key)
 def test_a_bad_value_of_any_setting_ends_with_78_and_one_line(row: Setting, tmp_path: Path) -> None:
-    bad = {"topology": "\n", "image_roots": "a", "http_names": "a b", "emulator": "qemu", "network": "x"}.get(
-        row.key, "?!"
-    )
+    bad = {
+        "topology": "\n",
+        "image_roots": "a",
+        "http_names": "a b",
+        "emulator": "qemu",
+        "network": "x",
+        "record": "a/",
+    }.get(row.key, "?!")
     from_flag = call("--check-config", f"{row.flag}={bad}")
     from_environment = call("--check-config", environment={TABLE.variable(row): bad})
     config = tmp_path / "vmstackd.toml"
@@ -165,6 +183,15 @@ def test_output_that_cannot_be_written_is_a_failure_in_one_line() -> None:
         )
     assert done.returncode == 1
     assert one_line(done.stderr) == "vmstackd: cannot write: No space left on device"
+
+
+def test_ctrl_c_while_the_topology_is_read_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_settings: Settings) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "host_state", interrupted)
+    done = call(*SIM, "--check-config")
+    assert (done.code, done.out, done.err) == (130, "", "")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,22 @@ def test_changes_are_told_once() -> None:
     asyncio.run(check())
 
 
+def test_measurements_are_news_to_whom_they_interest() -> None:
+    async def check() -> None:
+        feed = Feed()
+        interested, other = feed.subscribe(usage=True), feed.subscribe()
+        assert (interested.usage, other.usage) == (True, False)
+        feed.measured()
+        assert await _news(interested) == News(events=(), missed=0, changed=True)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(other.news(), 0.01)
+        feed.touch()
+        assert (await _news(interested)).changed
+        assert (await _news(other)).changed
+
+    asyncio.run(check())
+
+
 def test_news_are_waited_for() -> None:
     async def check() -> None:
         feed = Feed()

@@ -62,7 +62,7 @@ def test_every_operation() -> None:
             assert list(await client.ask("progress", PROGRESS)) == ["progress", "host", "hosts"]
             status = await client.ask("status")
             assert (status["host"]["vms"], status["host"]["levels"][0]["vcpus"]) == (1, 2)
-            vm = VM | {"cpus": [0, 8], "pinned": [0, 8], "state": "running", "host": ""}
+            vm = VM | {"cpus": [0, 8], "pinned": [0, 8], "state": "running", "host": "", "usage": None}
             assert await client.ask("list") == {"vms": [vm]}
             assert await client.ask("describe", {"name": "one"}) == vm
             assert len((await client.ask("topology", {}))["cpus"]) == 16
@@ -361,6 +361,29 @@ def test_statuses_are_gathered_and_none_comes_twice() -> None:
             while events < 100:
                 assert (await client.receive())[1] == "event"
                 events += 1
+
+    asyncio.run(check())
+
+
+def test_subscribers_to_usage_get_a_status_after_each_round_and_others_do_not() -> None:
+    async def check() -> None:
+        async with door() as host, host.speaker() as client, host.speaker() as other, host.speaker() as third:
+            await other.ask("subscribe")
+            assert (await other.receive())[2][0]["usage"] is None
+            await client.ask("subscribe", {"usage": True})
+            assert (await client.receive())[2][0]["usage"] is None
+            times = []
+            for _ in range(3):
+                await host.engine.sampler.measure()
+                kind, method, (status,) = await client.receive()
+                assert (kind, method) == (2, "status")
+                times.append(status["usage"]["time"])
+            assert times == sorted(set(times))
+            assert (await third.ask("status"))["usage"] == status["usage"]
+            await third.ask("deploy", VM)
+            told = {method: content for _, method, (content,) in [await other.receive(), await other.receive()]}
+            assert set(told) == {"event", "status"}, "nothing came of the rounds before"
+            assert told["status"]["usage"] is None
 
     asyncio.run(check())
 

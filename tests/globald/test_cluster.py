@@ -427,6 +427,13 @@ def test_what_can_be_read_of_a_cluster_and_of_one_host() -> None:
             ]
             assert (await both.ask(requests.Status(host="b"), replies.StatusReply)) == both.hosts["b"].engine.status()
 
+            # What it really does is known of a host that is asked for, and of it alone.
+            await both.hosts["b"].engine.sampler.measure()
+            measured = await both.ask(requests.Status(host="b"), replies.StatusReply)
+            assert measured.usage is not None
+            assert measured == both.hosts["b"].engine.status()
+            assert (await both.ask(requests.Status(), replies.StatusReply)).usage is None
+
             listed = await both.ask(requests.List(), replies.ListReply)
             assert [(found.name, found.host) for found in listed.vms] == [("one", "a"), ("two", "b")]
             listed = await both.ask(requests.List(host="b"), replies.ListReply)

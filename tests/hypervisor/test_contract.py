@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -152,6 +153,32 @@ def test_several_at_once(backend: Backend) -> None:
     backend.run(scenario)
 
 
+def test_running_vms_are_measured(backend: Backend) -> None:
+    async def scenario(hypervisor: Hypervisor, events: Events) -> None:
+        foreign = set((await hypervisor.measure()).vms)
+        await hypervisor.create(backend.definition("first"))
+        await hypervisor.create(backend.definition("off", image=backend.another_image("off")))
+        await events.wait("changed", "off")
+        backend.outside_destroy("off")
+        await events.wait("changed", "off")
+        before = time.monotonic()
+        one = await hypervisor.measure()
+        two = await hypervisor.measure()
+        assert before <= one.at <= two.at <= time.monotonic()
+        assert one.vms.keys() == two.vms.keys() == foreign | {"first"}
+        vm = one.vms["first"]
+        assert vm.uuid == (await only(hypervisor, "first")).uuid
+        known = [vm.cpu_s is not None, vm.delay_s is not None, vm.resident_mib is not None]
+        assert known == [backend.kind != "test"] * 3
+        if backend.kind != "test":
+            assert (vm.cpu_s or 0) <= (two.vms["first"].cpu_s or 0)
+            assert (vm.delay_s or 0) <= (two.vms["first"].delay_s or 0)
+        await hypervisor.destroy("first")
+        assert (await hypervisor.measure()).vms.keys() == foreign
+
+    backend.run(scenario)
+
+
 def test_vms_outlive_the_connection(backend: Backend) -> None:
     definition = backend.definition("stays")
 
@@ -203,6 +230,7 @@ def test_not_open(backend: Backend) -> None:
         hypervisor = backend.make()
         calls = [
             hypervisor.observe(),
+            hypervisor.measure(),
             hypervisor.create(backend.definition("x")),
             hypervisor.destroy("x"),
             hypervisor.pin("x", [0]),

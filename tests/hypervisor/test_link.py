@@ -187,5 +187,112 @@ def test_a_cancelled_call() -> None:
     asyncio.run(scenario())
 
 
+def test_aside_goes_on_while_all_workers_are_busy() -> None:
+    async def scenario() -> None:
+        driver, events = FakeDriver(), Events()
+        made = await opened(driver, events)
+        go = threading.Event()
+        calls = [asyncio.create_task(made.call(lambda connection: go.wait(WAIT_S))) for _ in range(2)]
+        for _ in range(3):
+            assert await made.call_aside(lambda connection: connection) not in driver.watched
+        assert driver.open == 4
+        go.set()
+        assert await asyncio.gather(*calls) == [True, True]
+        with pytest.raises(HypervisorError):
+            await made.call_aside(lambda connection: _refuse())
+        await made.close()
+        assert driver.open == 0
+        with pytest.raises(HypervisorUnreachable):
+            await made.call_aside(lambda connection: 1)
+
+    asyncio.run(scenario())
+
+
+def test_aside_is_given_up_and_the_next_one_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        driver, events = FakeDriver(), Events()
+        made = await opened(driver, events)
+        go = threading.Event()
+        for _ in range(link.ASIDE_LIMIT):
+            with pytest.raises(HypervisorError, match=r"has not answered for 0\.05 seconds") as raised:
+                await made.call_aside(lambda connection: go.wait(WAIT_S))
+            assert raised.type is HypervisorError
+            assert await made.call(lambda connection: 1) == 1
+        asked: list[int] = []
+        for _ in range(2):
+            with pytest.raises(HypervisorError, match="yet to answer 4 earlier questions"):
+                await made.call_aside(lambda connection: asked.append(1))
+        assert asked == []
+        go.set()
+        async with asyncio.timeout(WAIT_S):
+            while asked == []:
+                with contextlib.suppress(HypervisorError):
+                    await made.call_aside(lambda connection: asked.append(1))
+                await asyncio.sleep(0.01)
+        assert events.seen == []
+        await made.close()
+        for thread in threading.enumerate():
+            if thread.name.startswith("hypervisor-aside"):
+                thread.join(WAIT_S)
+        assert driver.open == 0
+
+    monkeypatch.setattr(link, "ASIDE_TIMEOUT_S", 0.05)
+    asyncio.run(scenario())
+
+
+def test_nothing_aside_loses_the_link() -> None:
+    async def scenario() -> None:
+        driver, events = FakeDriver(), Events()
+        made = await opened(driver, events)
+        with pytest.raises(HypervisorUnreachable, match="broke"):
+            await made.call_aside(lambda connection: 1 // 0)
+        driver.down = True
+        with pytest.raises(HypervisorUnreachable, match="down"):
+            await made.call_aside(lambda connection: 1)
+        driver.down = False
+        assert await made.call_aside(lambda connection: 1) == 1
+        assert events.seen == []
+        await made.close()
+        assert driver.open == 0
+
+    asyncio.run(scenario())
+
+
+def test_aside_ends_with_the_link_and_returns_with_it() -> None:
+    async def scenario() -> None:
+        driver, events = FakeDriver(), Events()
+        made = await opened(driver, events)
+        first = await made.call_aside(lambda connection: connection)
+        go = threading.Event()
+        call = asyncio.create_task(made.call_aside(lambda connection: go.wait(WAIT_S)))
+        await asyncio.sleep(0)
+        driver.watched[0].on_lost("cut")
+        with pytest.raises(HypervisorUnreachable, match="cut"):
+            await call
+        go.set()
+        await events.wait("restored")
+        assert await made.call_aside(lambda connection: connection) is not first
+        await made.close()
+        assert driver.open == 0
+
+    asyncio.run(scenario())
+
+
+def test_closing_does_not_wait_for_ever_for_what_is_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        made = await opened(FakeDriver(), Events())
+        go = threading.Event()
+        call = asyncio.create_task(made.call_aside(lambda connection: go.wait(WAIT_S)))
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(WAIT_S / 2):
+            await made.close()
+        assert not call.done()
+        go.set()
+        assert await call
+
+    monkeypatch.setattr(link, "CLOSE_TIMEOUT_S", 0.1)
+    asyncio.run(scenario())
+
+
 def _refuse() -> None:
     raise HypervisorError("no")

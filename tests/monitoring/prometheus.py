@@ -100,4 +100,4 @@ def variables() -> dict[str, str]:
 
 def series_named(text: str) -> set[str]:
     """The series of ours that expressions name; what our rules record is not among them."""
-    return set(re.findall(r"(?<![:a-z_])vmstack_[a-z_]+(?![:a-z_(?])", text))
+    return set(re.findall(r"(?<![:a-z_])vmstack_[a-z0-9_]+(?![:a-z0-9_(?])", text))

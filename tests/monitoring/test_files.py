@@ -13,10 +13,12 @@ import pytest
 
 from globald.metrics import ClusterMetrics
 from tests.monitoring import prometheus
-from tests.running import PATIENCE
+from tests.running import PATIENCE, SMALL_HOST
 from tests.transports.endpoint import VM, endpoint
 from vmstackd.daemon.operations import Outcome
+from vmstackd.hypervisor.sim import SimHypervisor
 from vmstackd.metrics import Metrics
+from vmstackd.topology_source import load_topology
 
 needs_promtool = pytest.mark.skipif(bool(prometheus.missing()), reason=prometheus.missing())
 
@@ -26,10 +28,16 @@ SHOWN = "\n".join((*prometheus.expressions(), *prometheus.variables().values()))
 """All that the dashboard asks for."""
 
 
+PARTS = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
+"""Endings of the series of a family, where it has several."""
+
+
 def _of_a_host() -> str:
     async def ask() -> str:
-        async with endpoint() as host:
+        async with endpoint(SimHypervisor(topology=load_topology(SMALL_HOST))) as host:
             assert (await host.get(VM)).status == 200
+            await host.engine.sampler.measure()
+            await host.engine.sampler.measure()
             metrics = Metrics(per_vm=lambda: True, certificate=lambda: 1.0)
             metrics.count(Outcome(operation="deploy", outcome="ok", reason="", seconds=0.1))
             metrics.watch(host.engine)
@@ -48,7 +56,7 @@ def _exported(text: str) -> set[str]:
     """Names of series, also of families that have none just now."""
     names: set[str] = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
-        names |= {f"{name}{part}" for part in ("_bucket", "_count", "_sum")} if kind == "histogram" else {name}
+        names |= {f"{name}{part}" for part in PARTS.get(kind, ("",))}
     return names
 
 
@@ -103,7 +111,10 @@ def test_every_series_of_a_host_or_a_cluster_can_be_seen_somewhere() -> None:
     assert unseen == {
         "vmstack_build_info",  # which version runs where is asked for by hand
         "vmstack_operation_duration_seconds_sum",  # quantiles tell more
-        "vmstack_vm_memory_bytes",  # of each VM, and switched off
+        "vmstack_vm_busy_cpus",  # of each VM, and switched off
+        "vmstack_vm_delay_ratio",
+        "vmstack_vm_memory_bytes",
+        "vmstack_vm_memory_resident_bytes",
         "vmstack_vm_vcpus",
     }
 
@@ -153,7 +164,7 @@ def test_every_query_goes_to_the_data_source_that_is_chosen() -> None:
 
 def test_every_query_keeps_to_what_is_chosen() -> None:
     for expression in prometheus.expressions():
-        for selector in re.findall(r"vmstack_[a-z_:]+(?:\{([^}]*)\})?", expression):
+        for selector in re.findall(r"vmstack_[a-z0-9_:]+(?:\{([^}]*)\})?", expression):
             bound = "$globald" in selector or "$host" in selector
             assert bound or "on (instance, host) vmstack_host_up" in expression, expression
     for name in ("globald", "host", "level"):

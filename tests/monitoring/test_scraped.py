@@ -82,7 +82,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             stack.enter_context(
                 Daemon(
                     *("--hypervisor", "sim:", "--topology", SMALL_HOST, "--critical-size", "0", "--name", address),
-                    *("--http-host", address, "--tcp-host", address, "--tcp-port", "0"),
+                    *("--http-host", address, "--tcp-host", address, "--tcp-port", "0", "--delay", "0.5"),
                 )
             )
             for address in HOSTS

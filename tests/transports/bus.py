@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -152,9 +154,9 @@ class Client:
         return answers[0] if answers else None
 
     async def properties(self, path: str = HOST_PATH, interface: str = NAME) -> dict[str, Any]:
-        """All of them."""
+        """All of them; None for no number."""
         (found,) = await self.connection.call((NAME, path, "org.freedesktop.DBus.Properties"), "GetAll", "s", interface)
-        return {name: value for name, (_, value) in found.items()}
+        return _plain(found)
 
     async def managed(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Our interfaces of every object, with their properties."""
@@ -177,11 +179,19 @@ class Client:
 
 
 def ours(interfaces: dict[str, dict[str, tuple[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Without those of D-Bus, and without signatures."""
+    """Without those of D-Bus, and without signatures; None for no number."""
     return {
-        interface: {name: value for name, (_, value) in properties.items()}
+        interface: _plain(properties)
         for interface, properties in interfaces.items()
         if interface.startswith("org.vmstack.")
+    }
+
+
+def _plain(properties: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    """What can be compared: no number is like another."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, (_, value) in properties.items()
     }
 
 
@@ -202,6 +212,11 @@ class Served(NamedTuple):
     engine: Engine
     transport: DbusTransport
     client: Client
+
+
+def measured_sim() -> SimHypervisor:
+    """A simulated SMALL_HOST of which everything is measured, with 15 s between two rounds however soon they come."""
+    return SimHypervisor(clock=itertools.count(0.0, 15.0).__next__, topology=load_topology(SMALL_HOST))
 
 
 def new_engine(hypervisor: Hypervisor | None = None, topology: str = SMALL_HOST) -> Engine:

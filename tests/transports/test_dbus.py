@@ -24,6 +24,7 @@ from tests.transports.bus import (
     bus,
     busctl,
     client_of,
+    measured_sim,
     new_engine,
     on,
     ours,
@@ -318,6 +319,114 @@ def test_properties_tell_when_they_change(bus: Bus) -> None:
         assert set(changed) == {"FreeCpus", "FreeMemoryMib", "Levels", "Vms"}
 
     on(bus, check)
+
+
+MEASURED = {
+    NAME: {"BusyCpus", "MemoryUsedMib"},
+    SUBSET.name: {"BusyCpus", "DelaySeconds", "DelayMedian", "DelayP99"},
+    VM.name: {"BusyCpus", "DelayRatio", "ResidentMib"},
+}
+UNKNOWN = {"MemoryUsedMib": 0, "ResidentMib": 0}
+"""All others are no number then."""
+
+
+async def measured_properties(client: Client) -> dict[str, dict[str, Any]]:
+    """Those of the host, of the VM "example" and of its subset."""
+    paths = {NAME: HOST_PATH, VM.name: vm_path("example"), SUBSET.name: subset_path(2000)}
+    found = {interface: await client.properties(path, interface) for interface, path in paths.items()}
+    return {interface: {name: found[interface][name] for name in names} for interface, names in MEASURED.items()}
+
+
+def test_what_is_measured_is_read_and_not_told(bus: Bus) -> None:
+    async def check(on_bus: Served) -> None:
+        client, sampler = on_bus.client, on_bus.engine.sampler
+        await client.call("Deploy", "sudds", *EXAMPLE)
+        assert await measured_properties(client) == {
+            interface: {name: UNKNOWN.get(name) for name in names} for interface, names in MEASURED.items()
+        }
+        assert await busctl(bus, "get-property", NAME, HOST_PATH, NAME, "BusyCpus", "MemoryUsedMib") == (
+            0,
+            "d nan\nt 0",
+            "",
+        )
+        await until(lambda: bool(client.named("PropertiesChanged")))
+        client.signals.clear()
+        told: list[dict[str, dict[str, Any]]] = []
+        for _ in range(3):
+            await sampler.measure()
+            usage, vm = sampler.usage, sampler.of("example")
+            assert usage is not None
+            assert vm is not None
+            (level,) = usage.host.levels
+            told.append(await measured_properties(client))
+            assert told[-1] == {
+                NAME: {"BusyCpus": usage.host.busy_cpus, "MemoryUsedMib": usage.host.used_mib},
+                SUBSET.name: {
+                    "BusyCpus": level.busy_cpus,
+                    "DelaySeconds": level.delay_s,
+                    "DelayMedian": level.delay_median,
+                    "DelayP99": level.delay_p99,
+                },
+                VM.name: {
+                    "BusyCpus": vm.busy_cpus,
+                    "DelayRatio": vm.delay_ratio,
+                    "ResidentMib": vm.resident_mib,
+                },
+            }
+        assert told[0][NAME]["BusyCpus"] is None  # there is no earlier moment yet
+        assert told[1][NAME]["BusyCpus"] > 0
+        assert told[1][VM.name]["BusyCpus"] != told[2][VM.name]["BusyCpus"]
+        assert (await client.managed())[vm_path("example")][VM.name].items() >= told[2][VM.name].items()
+        # What happens next is told, and nothing before or beside it.
+        await client.call("Deploy", "sudds", "other", 1, 1.0, 1.0, IMAGE)
+        await until(lambda: bool(client.named("PropertiesChanged")))
+        ((_, changed, _),) = client.named("PropertiesChanged")
+        assert set(changed) == {"FreeCpus", "FreeMemoryMib", "Levels", "Vms"}
+
+    on(bus, check, measured_sim())
+
+
+def test_another_vm_of_the_same_name_has_not_done_what_the_one_before_did(bus: Bus) -> None:
+    async def check(on_bus: Served) -> None:
+        client, sampler = on_bus.client, on_bus.engine.sampler
+        await client.call("Deploy", "sudds", *EXAMPLE)
+        for _ in range(2):
+            await sampler.measure()
+        assert (await measured_properties(client))[VM.name]["ResidentMib"] > 0
+        await client.call("Remove", "s", "example")
+        await client.call("Deploy", "sudds", *EXAMPLE)
+        assert (await measured_properties(client))[VM.name] == {name: UNKNOWN.get(name) for name in MEASURED[VM.name]}
+
+    on(bus, check, measured_sim())
+
+
+def test_measurements_are_in_the_answers_as_far_as_they_are_known(bus: Bus) -> None:
+    async def check(on_bus: Served) -> None:
+        call, sampler = on_bus.client.call, on_bus.engine.sampler
+        await call("Deploy", "sudds", *EXAMPLE)
+        assert "usage" not in await call("Status")
+        assert "usage" not in await call("Describe", "s", "example")
+        await sampler.measure()
+        kind, first = (await call("Status"))["usage"]
+        assert (kind, first["memory_mib"]) == ("a{sv}", ("x", 65536))
+        assert "busy_cpus" not in first
+        assert (await call("Describe", "s", "example"))["usage"][1].keys() == {"resident_mib"}
+        await sampler.measure()
+        assert sampler.usage is not None
+        _, second = (await call("Status"))["usage"]
+        assert second["busy_cpus"] == ("d", sampler.usage.host.busy_cpus)
+        (level,) = second["levels"][1]
+        assert level == {
+            "level": ("x", 2000),
+            "busy_cpus": ("d", sampler.usage.host.levels[0].busy_cpus),
+            "delay_s": ("d", 0.0),
+            "delay_median": ("d", 0.0),
+            "delay_p99": ("d", 0.0),
+        }
+        described = await call("Describe", path=vm_path("example"))
+        assert described["usage"][1].keys() == {"busy_cpus", "delay_s", "delay_ratio", "resident_mib"}
+
+    on(bus, check, measured_sim())
 
 
 def test_a_cordon_is_a_property_that_tells_when_it_changes(bus: Bus) -> None:
@@ -683,6 +792,17 @@ def _normal(xml: str) -> dict[str, list[str]]:
     }
 
 
+def _not_told(xml: str) -> dict[str, set[str]]:
+    """Properties of each interface that change without a signal."""
+    annotation = "annotation[@name='org.freedesktop.DBus.Property.EmitsChangedSignal'][@value='false']"
+    return {
+        interface.get("name", ""): {
+            prop.get("name", "") for prop in interface.iter("property") if prop.find(annotation) is not None
+        }
+        for interface in ElementTree.fromstring(xml).iter("interface")
+    }
+
+
 def test_the_introspection_that_is_installed_is_what_is_on_the_bus(bus: Bus) -> None:
     installed = (ROOT / "systemd" / "dbus" / "org.vmstack.Host1.xml").read_text(encoding="utf-8")
     assert installed == document(), "run: make introspection"
@@ -694,5 +814,6 @@ def test_the_introspection_that_is_installed_is_what_is_on_the_bus(bus: Bus) -> 
             live = {**live, **_normal(await on_bus.client.introspect(path))}
         assert _normal(installed) == live
         assert len(live) == 3
+        assert _not_told(installed) == MEASURED
 
     on(bus, check)

@@ -20,7 +20,7 @@ import pytest
 from core.level import format_level
 from tests.faulty import OPERATOR
 from tests.running import PATIENCE
-from tests.transports.bus import NOBODY, running_bus
+from tests.transports.bus import NOBODY, measured_sim, running_bus
 from tests.transports.endpoint import Endpoint, endpoint
 from vmstackd.api import errors, replies, requests
 from vmstackd.client import Client
@@ -45,6 +45,10 @@ def bus_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 class Door(Protocol):
     """One way to an engine."""
 
+    @property
+    def engine(self) -> Engine:
+        """Which."""
+
     async def ask(self, request: requests.Request) -> Answer:
         """Have it handled."""
 
@@ -58,17 +62,18 @@ class Inproc:
     """Without any transport: what the others are compared with."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
 
     async def ask(self, request: requests.Request) -> Answer:
         try:
-            return "ok", as_json(await self._engine.handle(request, OPERATOR, "test"))
+            return "ok", as_json(await self.engine.handle(request, OPERATOR, "test"))
         except errors.VmstackError as error:
             return error.code, error.message
 
 
 class Rpc:
-    def __init__(self, client: Client) -> None:
+    def __init__(self, engine: Engine, client: Client) -> None:
+        self.engine = engine
         self._client = client
 
     async def ask(self, request: requests.Request) -> Answer:
@@ -81,7 +86,8 @@ class Rpc:
 class Dbus:
     """busctl, as a user has it. Answers are dictionaries of the bus turned into plain values."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, engine: Engine, address: str) -> None:
+        self.engine = engine
         self._address = address
 
     async def ask(self, request: requests.Request) -> Answer:
@@ -169,6 +175,7 @@ class Http:
     """As far as the prototype's calls go: it knew no cordon, for example."""
 
     def __init__(self, http: Endpoint) -> None:
+        self.engine = http.engine
         self._http = http
 
     async def ask(self, request: requests.Request) -> Answer:
@@ -203,43 +210,43 @@ Opening = Callable[[Path, str], AbstractAsyncContextManager[Door]]
 
 @asynccontextmanager
 async def inproc(_directory: Path, _bus: str) -> AsyncIterator[Door]:
-    async with endpoint() as http:
+    async with endpoint(measured_sim()) as http:
         yield Inproc(http.engine)
 
 
 @asynccontextmanager
 async def unix(directory: Path, _bus: str) -> AsyncIterator[Door]:
     path = directory / "s"
-    async with endpoint() as http:
+    async with endpoint(measured_sim()) as http:
         transport = StreamTransport(http.engine, listen(path, "vmstack"))
         await transport.start()
         async with await Client.connect(str(path), program="test", timeout=PATIENCE) as client:
-            yield Rpc(client)
+            yield Rpc(http.engine, client)
         await transport.stop()
 
 
 @asynccontextmanager
 async def tcp(_directory: Path, _bus: str) -> AsyncIterator[Door]:
-    async with endpoint() as http:
+    async with endpoint(measured_sim()) as http:
         transport = StreamTransport(http.engine, listen_tcp("127.0.0.1", 0, None))
         await transport.start()
         async with await Client.connect(transport.address, program="test", timeout=PATIENCE) as client:
-            yield Rpc(client)
+            yield Rpc(http.engine, client)
         await transport.stop()
 
 
 @asynccontextmanager
 async def http(_directory: Path, _bus: str) -> AsyncIterator[Door]:
-    async with endpoint() as host:
+    async with endpoint(measured_sim()) as host:
         yield Http(host)
 
 
 @asynccontextmanager
 async def dbus(_directory: Path, bus: str) -> AsyncIterator[Door]:
-    async with endpoint() as host:
+    async with endpoint(measured_sim()) as host:
         transport = DbusTransport(host.engine, bus)
         await transport.start()
-        yield Dbus(bus)
+        yield Dbus(host.engine, bus)
         await transport.stop()
 
 
@@ -310,6 +317,13 @@ def alike(code: str, message: object) -> str:
     return str(message).partition(":")[0] if code == "InvalidRequest" else str(message)
 
 
+def known(value: Any) -> Any:  # noqa: ANN401  plain values
+    """Without what is None, for which the bus has no value."""
+    if isinstance(value, dict):
+        return {key: known(item) for key, item in value.items() if item is not None}
+    return [known(item) for item in value] if isinstance(value, list) else value
+
+
 def same_on_the_bus(request: requests.Request, expected: Answer, got: Answer) -> None:
     """Plain methods answer less than those with dictionaries do."""
     code, value = expected
@@ -338,9 +352,9 @@ def same_on_the_bus(request: requests.Request, expected: Answer, got: Answer) ->
             ]
         case requests.Status():
             host = reply.pop("host")
-            assert answer == host | reply
+            assert answer == known(host | reply)
         case _:
-            assert answer == reply
+            assert answer == known(reply)
 
 
 def same_over_http(request: requests.Request, expected: Answer, got: Answer) -> None:
@@ -382,6 +396,47 @@ def test_the_whole_api_is_the_same_over_every_transport(tmp_path: Path, bus_addr
         same_over_http(request, expected, over_http)
     for request, expected, on_the_bus in zip((*CONVERSATION, *CORDONED), heard["inproc"], heard["dbus"], strict=True):
         same_on_the_bus(request, expected, on_the_bus)
+
+
+def without_time(answer: Answer) -> Any:  # noqa: ANN401  plain values
+    """A status or VM with its measurements, but for the clock's time of these."""
+    code, value = answer
+    assert code == "ok"
+    found: Any = value[0] if isinstance(value, list) else value
+    found["usage"].pop("time", None)
+    return found
+
+
+async def measurements(opening: Opening, directory: Path, bus: str) -> list[Any]:
+    """Of the host and of a VM: before there is something to compare them with, and after."""
+    async with opening(directory, bus) as door:
+        for request in (deploy("würzburg 1"), deploy("b", 3, 1500)):
+            assert (await door.ask(request))[0] == "ok"
+        found = []
+        for _ in range(2):
+            await door.engine.sampler.measure()
+            found += [without_time(await door.ask(request)) for request in (requests.Status(), requests.Describe("b"))]
+        return found
+
+
+def test_measurements_are_the_same_over_every_transport_that_tells_them(tmp_path: Path, bus_address: str) -> None:
+    heard = {
+        name: asyncio.run(measurements(opening, tmp_path, bus_address))
+        for name, opening in OPENINGS.items()
+        if name != "http"  # the prototype measured nothing
+    }
+    first, vm_first, second, vm = heard["inproc"]
+    assert (first["usage"]["busy_cpus"], vm_first["usage"]["busy_cpus"]) == (None, None)
+    assert first["usage"]["memory_mib"] == 65536
+    assert second["usage"]["seconds"] == 15.0
+    assert second["usage"]["busy_cpus"] > 0
+    assert [level["level"] for level in second["usage"]["levels"]] == [2000, 1500]
+    assert all(level["delay_p99"] is not None for level in second["usage"]["levels"])
+    assert 0 < vm["usage"]["busy_cpus"] <= 3
+    assert heard["unix"] == heard["tcp"] == heard["inproc"]
+    for expected, got in zip(heard["inproc"], heard["dbus"], strict=True):
+        figures = expected.pop("host") or {}  # of a VM, only a cluster tells it
+        assert got == known(figures | expected)
 
 
 def test_every_operation_is_in_the_conversation() -> None:

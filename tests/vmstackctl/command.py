@@ -29,7 +29,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         for key, value in os.environ.items()
         if key not in UNWANTED and not key.startswith(("VMSTACKCTL_", "XDG_CONFIG_"))
     }
-    return kept | {"XDG_CONFIG_HOME": "/nonexistent"} | dict(extra or {})
+    # matplotlib makes its folder of settings, wherever that is.
+    apart = {"XDG_CONFIG_HOME": "/nonexistent", "MPLCONFIGDIR": str(Path(tempfile.gettempdir(), "vmstack-matplotlib"))}
+    return kept | apart | dict(extra or {})
 
 
 def every_command(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

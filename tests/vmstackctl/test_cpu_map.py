@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from core.topology import NO_CACHE
+from core.usage import HostUsage, LevelUsage
 from tests.vmstackctl.hosts import ESCAPE, PIPE, cpu, drawn, host, signs, terminal
 from vmstackctl.cpu_map import CpuMap, marks
 from vmstackctl.terminal import Look
@@ -79,6 +80,69 @@ def test_the_table_has_the_figures_of_each_level() -> None:
     assert ["##", "held", "1"] in rows
 
 
+def measured(status: StatusReply, *levels: LevelUsage, busy: float | None = 102.34) -> StatusReply:
+    usage = HostUsage(time=0, seconds=15, busy_cpus=busy, memory_mib=5000, used_mib=3072, levels=levels)
+    return msgspec.structs.replace(status, usage=usage)
+
+
+USED = (
+    LevelUsage(level=1500, busy_cpus=60.06, delay_s=9, delay_median=0.031, delay_p99=0.124),
+    LevelUsage(level=1000, busy_cpus=12.34, delay_s=0, delay_median=0, delay_p99=1),
+)
+
+
+def test_measurements_are_beside_what_is_decided() -> None:
+    topology, status = host((cpu(0, 0, "2.0"), cpu(1, 1)), (2000, 1500, 1000))
+    lines = drawn(CpuMap(topology, measured(status, *USED)), terminal(80)).splitlines()
+    assert lines[1].endswith("   1 of 2 taken, 1 free, 102.3 busy")
+    assert lines[2].endswith("   2 of 4 GiB sold, 2 GiB free, 3 GiB used")
+    rows = {row[0]: row for row in (line.split() for line in lines) if row}
+    assert rows["11"] == ["11", "1:1", "3", "5", "4", "1", "1:1", "-0.5", "+4.5", "12.3", "0.0/100"]
+    assert rows["aa"][-2:] == ["60.1", "3.1/12"]
+    assert rows["22"][-2:] == ["-", "-"]  # deployed since the last measurement
+    assert rows[".."] == ["..", "free", "1"]
+    heading = next(line for line in lines if line.startswith("    level"))
+    assert heading.split()[-4:] == ["free", "CPUs", "busy", "p50/p99"]
+    assert lines[lines.index(heading) - 1].split() == ["ratio", "fit", "fit", "on", "CPUs", "waits,", "%"]
+    assert {len(line) for line in lines if line.startswith(("11", "aa", "22"))} == {len(heading)}
+
+
+def test_before_there_is_something_to_compare_with_only_memory_is_known() -> None:
+    topology, status = host((cpu(0, 0, "2.0"),), (2000,))
+    lines = drawn(CpuMap(topology, measured(status, LevelUsage(level=2000), busy=None)), terminal(80)).splitlines()
+    assert lines[1].endswith("   1 of 1 taken, 0 free")
+    assert lines[2].endswith(", 3 GiB used")
+    assert next(line for line in lines if line.startswith("22")).split()[-2:] == ["-", "-"]
+
+
+@pytest.mark.parametrize(("width", "shown"), [(60, False), (79, False), (80, True), (200, True)])
+def test_measurements_are_shown_where_there_is_room_for_them(width: int, shown: bool) -> None:
+    topology, status = large(2, 16, 4)
+    levels = tuple(
+        msgspec.structs.replace(
+            status.host.levels[0],
+            level=level,
+            ratio=1333,
+            cpus=128,
+            vcpus=2048,
+            vms=700,
+            needed=128,
+            available_thousandths=-12500,
+            potential_thousandths=16384000,
+        )
+        for level in (1500, 64000)
+    )
+    full = msgspec.structs.replace(status, host=msgspec.structs.replace(status.host, levels=levels))
+    text = drawn(CpuMap(topology, measured(full, LevelUsage(1500, 128.0, 9.0, 0.1, 1.0))), terminal(width))
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert ("p50/p99" in text) == ("10/100" in text) == shown
+    if shown:
+        assert "…" not in text
+    else:
+        before = drawn(CpuMap(topology, full), terminal(width))
+        assert text.splitlines()[-8:] == before.splitlines()[-8:]
+
+
 def test_a_level_that_only_one_of_both_answers_knows_is_drawn() -> None:
     topology, status = host((cpu(0, 0, "2.0"), cpu(1, 1, "something new")), ())
     assert signs(drawn(CpuMap(topology, status), terminal(80)), topology) == {0: "2", 1: "?"}
@@ -107,8 +171,10 @@ def test_nothing_that_somebody_named_moves_the_cursor() -> None:
     assert text.replace("\n", "").isprintable()
 
 
-def test_colours_are_whole_and_lines_begin_and_end_without() -> None:
+@pytest.mark.parametrize("usage", [False, True])
+def test_colours_are_whole_and_lines_begin_and_end_without(usage: bool) -> None:
     topology, status = large(2, 16, 4)
+    status = measured(status, LevelUsage(2000, 3.0, 9.0, 0.1, 1.0)) if usage else status
     coloured = drawn(CpuMap(topology, status), terminal(80, colour=True))
     assert ESCAPE.sub("", coloured).replace("\n", "").isprintable()
     for line in coloured.splitlines():

@@ -10,13 +10,16 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from tests.running import PATIENCE, ROOT
+from tests.running import PATIENCE, ROOT, SMALL_HOST
 from tests.vmstackctl.cluster import Served, usual
 from tests.vmstackctl.command import Host, environment, words
+from vmstackd import wire
+from vmstackd.api.session import Subscribe
 
 
 class Follower:
@@ -24,26 +27,26 @@ class Follower:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self._lines: list[str] = []
+        self.lines: list[str] = []
         self._thread = threading.Thread(target=self._collect, daemon=True)
         self._thread.start()
 
     def _collect(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self._lines.append(line)
+            self.lines.append(line)
 
     def wait_for(self, pattern: str, again: object = None) -> str:
         """The first line with the pattern; until it comes, call ``again`` now and then."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            for line in list(self._lines):
+            for line in list(self.lines):
                 if re.search(pattern, line):
                     return line
             if callable(again):
                 again()
             time.sleep(0.02)
-        raise AssertionError(f"no {pattern!r} in {self._lines}")
+        raise AssertionError(f"no {pattern!r} in {self.lines}")
 
     def interrupt(self) -> tuple[int, str]:
         """Ctrl-C; returns the exit code and stderr."""
@@ -52,6 +55,14 @@ class Follower:
         code = self.process.wait(PATIENCE)
         self._thread.join(PATIENCE)
         return code, self.process.stderr.read()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -145,6 +156,71 @@ def test_watch_as_json_prints_statuses_only(host: Host) -> None:
     with following(host, "watch", "--output", "json", "--interval", "0") as follower:
         assert json.loads(follower.wait_for("generation"))["host"]["cpus"] == 16
         assert follower.interrupt() == (0, "")
+
+
+def statuses(follower: Follower) -> list[Any]:
+    """What was printed so far, as JSON."""
+    return [json.loads(line) for line in follower.lines]
+
+
+def test_watch_as_json_has_a_line_for_every_measurement() -> None:
+    host = Host(SMALL_HOST, "--delay", "1")
+    try:
+        with host.daemon():
+            host.deploy("web1", 2)
+            with following(host, "watch", "--output", "json", "--interval", "0") as follower:
+                until(lambda: len({status["usage"]["time"] for status in statuses(follower) if status["usage"]}) >= 3)
+                last = statuses(follower)[-1]
+                assert last["usage"]["busy_cpus"] is not None
+                assert last["usage"]["levels"][0]["level_text"] == "2.0"
+                assert follower.interrupt() == (0, "")
+    finally:
+        host.close()
+
+
+def measured_at(host: Host) -> float:
+    """When that was last; 0 if never."""
+    usage = host.json("status")["usage"]
+    return float(usage["time"]) if usage else 0.0
+
+
+def test_watch_as_text_has_no_line_for_a_measurement() -> None:
+    host = Host(SMALL_HOST, "--delay", "1")
+    try:
+        with host.daemon():
+            with following(host, "watch", "--interval", "0") as follower:
+                follower.wait_for(" 0 VMs, ")
+                until(lambda: measured_at(host) > 0)
+                first = measured_at(host)
+                until(lambda: measured_at(host) > first + 1.5)  # two rounds
+                host.deploy("web1", 2)
+                follower.wait_for(" 1 VM, ")
+                assert follower.interrupt() == (0, "")
+            assert [line for line in follower.lines if " 0 VMs, " in line] == follower.lines[:1]
+    finally:
+        host.close()
+
+
+def test_a_daemon_that_is_older_than_its_measurements_is_followed_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[frozenset[str]] = []
+    read = wire.read_params
+
+    def as_before(params: list[Any], kind: type[Any]) -> Any:  # noqa: ANN401  as the original
+        if kind is Subscribe:
+            asked.append(frozenset(params[0]))
+            if "usage" in params[0]:
+                raise wire._unknown_field("usage", kind)
+        return read(params, kind)
+
+    monkeypatch.setattr(wire, "read_params", as_before)
+    with Served(usual()) as cluster:
+        with following(cluster, "watch", "--output", "json") as follower:
+            assert json.loads(follower.wait_for("generation"))["usage"] is None
+            assert follower.interrupt() == (0, "")
+        assert asked == [{"usage"}, set()]
+        with following(cluster, "events") as follower:
+            until(lambda: asked[2:] == [set()])
+            assert follower.interrupt() == (0, "")
 
 
 def test_events_of_a_cluster_name_the_host() -> None:

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from core.cpuset import format_cpu_list
+from core.usage import VmUsage
 from tests.vmstackctl.hosts import PIPE, cpu, drawn, host, terminal, vm
 from vmstackctl.tables import TopologyTables, VmDetails, VmTable, folded
 
@@ -81,6 +82,25 @@ def test_details_have_all_fields(width: int) -> None:
         "as decided",
         "/srv/web1",
     ]
+
+
+def test_details_have_what_was_measured() -> None:
+    measured = msgspec.structs.replace(vm(), usage=VmUsage(busy_cpus=1.234, delay_ratio=0.031, resident_mib=4300))
+    lines = drawn(VmDetails(measured), terminal(80)).splitlines()
+    assert lines[3:7] == [
+        "  memory  8 GiB, 4.2 GiB of it resident",
+        "  state   running",
+        "  busy    1.23 CPUs",
+        "  waits   3.1 % of the time, for a CPU",
+    ]
+    # What is not known takes no line.
+    nothing = msgspec.structs.replace(vm(), usage=VmUsage())
+    assert drawn(VmDetails(nothing), terminal(80)) == drawn(VmDetails(vm()), terminal(80))
+
+
+def test_a_list_is_the_same_with_measurements() -> None:
+    measured = msgspec.structs.replace(vm(), usage=VmUsage(busy_cpus=1.0, delay_ratio=0.5, resident_mib=1))
+    assert drawn(VmTable((measured,)), PIPE) == drawn(VmTable((vm(),)), PIPE)
 
 
 def test_long_details_are_broken_where_they_can_be_read() -> None:

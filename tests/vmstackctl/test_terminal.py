@@ -183,6 +183,27 @@ def test_watch_draws_anew_and_gives_the_screen_back(terminal: Terminal, large_ho
     assert "echo code" in screen
 
 
+def test_watch_shows_every_measurement(terminal: Terminal) -> None:
+    host = Host(LARGE_HOST, "--delay", "1")
+    try:
+        with host.daemon():
+            for number in range(12):
+                host.deploy(f"vm{number}", 4, ("1.5", "2", "3")[number % 3])
+            terminal.start(*ctl(host, "watch", "--interval", "0"))
+            screen = terminal.wait_for(r"^22  2:1 .* [0-9]+\.[0-9] +[0-9.]+/[0-9.]+$")
+            is_well_drawn(terminal)
+            figure = re.search(r"^CPUs .* free, ([0-9]+\.[0-9]) busy", screen, re.MULTILINE)
+            assert figure is not None
+            assert float(figure[1]) > 0
+            assert re.search(r"^memory .* GiB free, [0-9.]+ GiB used", screen, re.MULTILINE)
+            terminal.wait_for(rf"^CPUs .* free, (?!{re.escape(figure[1])} )[0-9.]+ busy")
+            is_well_drawn(terminal)
+            terminal.type("q")
+            terminal.wait_for(rf"^{PROMPT}$")
+    finally:
+        host.close()
+
+
 def test_watch_follows_the_size_of_the_terminal(large_host: Host) -> None:
     terminal = Terminal(80)
     try:

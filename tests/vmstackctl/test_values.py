@@ -4,6 +4,7 @@ import pytest
 
 from vmstackctl.values import (
     ago,
+    busy,
     count,
     cpu_list,
     gib,
@@ -14,6 +15,7 @@ from vmstackctl.values import (
     parse_memory,
     parse_name,
     parse_ratio,
+    percent,
     printable,
     ratio,
 )
@@ -121,3 +123,15 @@ def test_numbers_are_written_short() -> None:
     assert [gib(mib) for mib in (0, 512, 1024, 1536, 262144)] == ["0", "0.5", "1", "1.5", "256"]
     spans = (-1, 0.9, 59, 60, 3599, 3600, 86400, 864000)
     assert [ago(seconds) for seconds in spans] == ["0s", "0s", "59s", "1m", "59m", "1h", "1d", "10d"]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0.0"), (0.0004, "0.0"), (0.0005001, "0.1"), (0.0994, "9.9"), (0.09996, "10"), (0.126, "13"), (1, "100")],
+)
+def test_percents_have_as_many_digits_as_say_something(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+def test_busy_cpus_have_one_decimal() -> None:
+    assert [busy(cpus) for cpus in (0.0, 3.44, 128.0, None)] == ["0.0", "3.4", "128.0", "-"]

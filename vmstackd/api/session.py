@@ -44,7 +44,7 @@ class Pong(msgspec.Struct, frozen=True):
     """Yes."""
 
 
-class Subscribe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Subscribe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """From now on push the status whenever it changes, and every event; the status of this moment first.
 
     names: answer with the names of the VMs, too. usage: each status with what the host really did of late, and one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from core.topology import Topology
 from vmstackd.hypervisor.base import Hypervisor, HypervisorUnreachable
 from vmstackd.hypervisor.options import HypervisorOptions, parse_network
 
@@ -10,8 +11,10 @@ __all__ = ["HypervisorOptions", "open_hypervisor"]
 ALLOWED = "qemu:///system, qemu:///embed?root=DIR, qemu+unix:///system?socket=PATH, test:///default, sim:"
 
 
-def open_hypervisor(uri: str, options: HypervisorOptions | None = None) -> Hypervisor:
+def open_hypervisor(uri: str, options: HypervisorOptions | None = None, topology: Topology | None = None) -> Hypervisor:
     """The hypervisor of a URI, not yet connected (``Hypervisor.open`` does that).
+
+    topology: of the host; only one that is simulated has to be told.
 
     Raises ValueError for a URI or option that makes no sense, HypervisorUnreachable where the
     library is missing.
@@ -22,7 +25,7 @@ def open_hypervisor(uri: str, options: HypervisorOptions | None = None) -> Hyper
     if uri == "sim:":
         from vmstackd.hypervisor.sim import SimHypervisor  # noqa: PLC0415 (only where it is used)
 
-        return SimHypervisor(uri)
+        return SimHypervisor(uri, topology=topology)
     if scheme in {"qemu", "qemu+unix", "test"} and uri.startswith(f"{scheme}:///"):
         try:
             from vmstackd.hypervisor.libvirt import LibvirtHypervisor  # noqa: PLC0415 (as above)

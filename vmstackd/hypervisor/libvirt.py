@@ -39,6 +39,7 @@ from vmstackd.hypervisor.libvirt_types import Connection, CpuMap, Domain
 from vmstackd.hypervisor.link import Link
 from vmstackd.hypervisor.metadata import NAMESPACE, PREFIX, record_text
 from vmstackd.hypervisor.options import HypervisorOptions
+from vmstackd.hypervisor.qemu_process import QemuProcesses
 from vmstackd.hypervisor.workers import Workers
 from vmstackd.images import resolve_image
 
@@ -84,6 +85,7 @@ class LibvirtHypervisor:
         self._link = Link(_Driver(uri) if self._root is None else _EmbeddedDriver(uri), options.workers)
         self._kvm: asyncio.Task[bool] | None = None
         self._shares = True
+        self._processes = QemuProcesses()
 
     async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
         """As in base. The first time on an embed root, QEMU is asked what it can do: seconds."""
@@ -133,7 +135,7 @@ class LibvirtHypervisor:
 
     async def measure(self) -> Measured:
         """As in base."""
-        return Measured(at=time.monotonic(), vms={})
+        return await self._link.call_aside(functools.partial(_measure, processes=self._processes))
 
     async def create(self, definition: VmDefinition) -> None:
         """As in base."""
@@ -298,6 +300,14 @@ def _capabilities(connection: Connection) -> None:
 
 def _names(connection: Connection) -> list[str]:
     return [domain.name() for domain in connection.listAllDomains()]
+
+
+def _measure(connection: Connection, processes: QemuProcesses) -> Measured:
+    running = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+    uuids = {domain.name(): domain.UUIDString() for domain in running}
+    at = time.monotonic()
+    counters = processes.counters(uuids.values())
+    return Measured(at=at, vms={name: counters[uuid] for name, uuid in uuids.items()})
 
 
 def _observe_all(connection: Connection, names: Sequence[str]) -> list[ObservedVm]:

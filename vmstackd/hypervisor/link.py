@@ -1,4 +1,4 @@
-"""Worker threads with a connection each, one connection more for events, and reconnecting.
+"""Worker threads with a connection each, one connection more for events and one for what may wait, and reconnecting.
 
 Every connection carries the number of the link it belongs to. When the link is lost the number goes
 up: connections with an older one are closed by their threads and never used again.
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 BACKOFF_S, BACKOFF_MAX_S = 0.2, 5.0
 CONNECT_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
+ASIDE_TIMEOUT_S, ASIDE_LIMIT = 5.0, 4
 
 
 class Driver(Protocol[C]):
@@ -61,6 +62,8 @@ class Link(Generic[C]):
         self._local = threading.local()
         self._pending: set[asyncio.Future[Any]] = set()
         self._reconnecting: asyncio.Task[None] | None = None
+        self._aside: Workers | None = None
+        self._given_up: list[Workers] = []
 
     async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
         """Raises HypervisorError if the first connection fails; it can then be tried again."""
@@ -86,7 +89,11 @@ class Link(Generic[C]):
         if self._reconnecting is not None:
             self._reconnecting.cancel()
             await asyncio.gather(self._reconnecting, return_exceptions=True)
-        await asyncio.gather(self._workers.stop(CLOSE_TIMEOUT_S), self._listener.stop(CLOSE_TIMEOUT_S))
+        every = [self._workers, self._listener]
+        if self._aside is not None:
+            every.append(self._aside)
+            self._aside = None
+        await asyncio.gather(*(workers.stop(CLOSE_TIMEOUT_S) for workers in every))
 
     async def call(self, work: Callable[[C], T]) -> T:
         """Run this in a worker thread. Raises HypervisorError and its kinds."""
@@ -102,6 +109,40 @@ class Link(Generic[C]):
             raise
         finally:
             self._pending.discard(result)
+
+    async def call_aside(self, work: Callable[[C], T]) -> T:
+        """Run this where it holds up no ``call``, and give it up after ASIDE_TIMEOUT_S. By one caller at a time.
+
+        Raises as ``call`` does, and HypervisorError when it is given up, or while ASIDE_LIMIT that were given up
+        have still to end. The link does not count as lost for it.
+        """
+        if self._broken:
+            raise HypervisorUnreachable(self._broken)
+        self._given_up = [workers for workers in self._given_up if workers.running]
+        if len(self._given_up) >= ASIDE_LIMIT:
+            raise HypervisorError(f"the hypervisor has yet to answer {ASIDE_LIMIT} earlier questions")
+        if self._aside is None:
+            self._aside = Workers(1, "hypervisor-aside", self._drop)
+        result = self._aside.submit(functools.partial(self._work_aside, self._number, work))
+        self._pending.add(result)
+        try:
+            async with asyncio.timeout(ASIDE_TIMEOUT_S):
+                return await result
+        except TimeoutError:
+            hanging, self._aside = self._aside, None
+            self._given_up.append(hanging)
+            await hanging.stop(0)
+            raise HypervisorError(f"the hypervisor has not answered for {ASIDE_TIMEOUT_S:g} seconds") from None
+        finally:
+            self._pending.discard(result)
+
+    def _work_aside(self, number: int, work: Callable[[C], T]) -> T:
+        """In a thread."""
+        try:
+            return self._work(number, work)
+        except HypervisorUnreachable:
+            self._drop()
+            raise
 
     def _work(self, number: int, work: Callable[[C], T]) -> T:
         """In a worker thread."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from core.topology import Topology
 from vmstackd.api.errors import InvalidRequest
 from vmstackd.hypervisor.base import (
     HypervisorError,
@@ -20,15 +21,30 @@ from vmstackd.hypervisor.base import (
     VmMissing,
 )
 from vmstackd.hypervisor.options import HypervisorOptions
+from vmstackd.hypervisor.sim_load import SimLoad
 
 
 class SimHypervisor:
     """vms: by name. Given one from outside, several lives of a daemon see the same VMs."""
 
-    def __init__(self, uri: str = "sim:", vms: dict[str, ObservedVm] | None = None) -> None:
+    def __init__(
+        self,
+        uri: str = "sim:",
+        vms: dict[str, ObservedVm] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        topology: Topology | None = None,
+        new_uuid: Callable[[], uuid.UUID] = uuid.uuid4,
+    ) -> None:
+        """topology: of the simulated host, whose CPUs and memory are measured too; without one, only VMs are.
+
+        new_uuid: of each new VM.
+        """
         self.uri = uri
         self.immediate = True
         self.vms: dict[str, ObservedVm] = {} if vms is None else vms
+        self._clock = clock
+        self._new_uuid = new_uuid
+        self._load = SimLoad(topology)
         self._on_event: Callable[[HypervisorEvent], None] | None = None
 
     async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
@@ -57,7 +73,7 @@ class SimHypervisor:
     async def measure(self) -> Measured:
         """As in base."""
         self._check_open()
-        return Measured(at=time.monotonic(), vms={})
+        return self._load.measure(self._clock(), self.vms.values())
 
     async def create(self, definition: VmDefinition) -> None:
         """As in base."""
@@ -68,7 +84,7 @@ class SimHypervisor:
         self.put(
             ObservedVm(
                 name=vm.name,
-                uuid=str(uuid.uuid4()),
+                uuid=str(self._new_uuid()),
                 running=True,
                 vcpus=vm.vcpus,
                 memory_mib=vm.memory_mib,

@@ -30,6 +30,11 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def running(self) -> bool:
+        """Whether any of the threads has yet to end."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
         """Its result or exception. Cancelling the future does not stop the call."""
         loop = asyncio.get_running_loop()
@@ -42,7 +47,7 @@ class Workers:
         for _ in self._threads:
             self._jobs.put(None)
         deadline = asyncio.get_running_loop().time() + timeout_s
-        while any(thread.is_alive() for thread in self._threads):
+        while self.running:
             if asyncio.get_running_loop().time() > deadline:
                 return
             await asyncio.sleep(0.005)

@@ -119,7 +119,8 @@ class DbusTransport:
             connection = await Connection.open(self._spec)
             undo.callback(connection.close)
             try:
-                objects = Objects(connection, partial(self._called, connection), self._first_status())
+                called = partial(self._called, connection)
+                objects = Objects(connection, called, self._first_status(), self._engine.sampler)
                 undo.callback(objects.end)
                 if self._engine.started:
                     objects.publish(self._engine.status(), self._engine.vms())

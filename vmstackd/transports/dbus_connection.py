@@ -49,6 +49,7 @@ _MOST_USERS = 1024
 _SLICE_S = 0.005
 """Seconds of work before others of the event loop get their turn."""
 _SESSION = "DBUS_SESSION_BUS_ADDRESS"
+_EMITS = {"true": DbusPropertyEmitsChangeFlag, "false": 0, "const": DbusPropertyConstFlag}
 
 
 class CallFailed(Exception):
@@ -230,8 +231,7 @@ def _rows(interface: Interface) -> SdBusInterface:
             _nothing,
         )
     for prop in interface.properties:
-        flag = DbusPropertyConstFlag if prop.constant else DbusPropertyEmitsChangeFlag
-        vtable.add_property(prop.name, prop.signature, _nothing, None, flag)
+        vtable.add_property(prop.name, prop.signature, _nothing, None, _EMITS[prop.emits])
     for signal in interface.signals:
         vtable.add_signal(signal.name, signal.signature, signal.names, 0)
     return vtable

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from core.status import LevelStatus
+from core.usage import LevelUsage, VmUsage
 from vmstackd.api import replies, requests, session
+from vmstackd.sampling import Sampler
 from vmstackd.transports import dbus_values as values
 from vmstackd.version import VERSION
 
@@ -35,12 +37,14 @@ class Method(msgspec.Struct, frozen=True):
 
 
 class Property(msgspec.Struct, frozen=True):
-    """constant: for the life of the object. All others tell when they change."""
+    """emits: whether it tells when it changes, "true" or "false", or is "const" for the life of the object; in the
+    words of org.freedesktop.DBus.Property.EmitsChangedSignal.
+    """
 
     name: str
     signature: str
     text: str
-    constant: bool = False
+    emits: Literal["true", "false", "const"] = "true"
 
 
 class Signal(msgspec.Struct, frozen=True):
@@ -55,10 +59,13 @@ class Signal(msgspec.Struct, frozen=True):
 
 
 class Interface(msgspec.Struct, frozen=True):
-    """One interface. read: from what an object is made of to the values of its properties."""
+    """One interface. read: from what an object is made of to the values of its properties; measured: to those that were
+    measured last.
+    """
 
     name: str
     read: Callable[[Any], Properties]
+    measured: Callable[[Any, Sampler], Properties]
     methods: tuple[Method, ...]
     properties: tuple[Property, ...]
     signals: tuple[Signal, ...] = ()
@@ -85,6 +92,14 @@ def _host(status: replies.StatusReply) -> Properties:
     }
 
 
+def _measured_host(_: replies.StatusReply, sampler: Sampler) -> Properties:
+    usage = sampler.usage
+    return {
+        "BusyCpus": values.figure(None if usage is None else usage.host.busy_cpus),
+        "MemoryUsedMib": 0 if usage is None else usage.host.used_mib,
+    }
+
+
 def _vm(vm: replies.VmReply) -> Properties:
     """Of a VM."""
     return {
@@ -96,6 +111,15 @@ def _vm(vm: replies.VmReply) -> Properties:
         "Pinned": list(vm.pinned),
         "State": vm.state,
         "Image": values.text(vm.image),
+    }
+
+
+def _measured_vm(vm: replies.VmReply, sampler: Sampler) -> Properties:
+    usage = sampler.of(vm.name) or VmUsage()
+    return {
+        "BusyCpus": values.figure(usage.busy_cpus),
+        "DelayRatio": values.figure(usage.delay_ratio),
+        "ResidentMib": usage.resident_mib or 0,
     }
 
 
@@ -113,12 +137,28 @@ def _subset(source: tuple[LevelStatus, list[replies.VmReply]]) -> Properties:
     }
 
 
+def _measured_subset(source: tuple[LevelStatus, list[replies.VmReply]], sampler: Sampler) -> Properties:
+    level, _ = source
+    levels = () if sampler.usage is None else sampler.usage.host.levels
+    usage = next((found for found in levels if found.level == level.level), LevelUsage(level=level.level))
+    return {
+        "BusyCpus": values.figure(usage.busy_cpus),
+        "DelaySeconds": values.figure(usage.delay_s),
+        "DelayMedian": values.figure(usage.delay_median),
+        "DelayP99": values.figure(usage.delay_p99),
+    }
+
+
 _UNITS = "Levels are as people write them (2.0, 1.5), memory is in GiB (memory_gib) or MiB."
 _NAMED = "Fields are named as in the other interfaces of vmstackd: level in thousandths, memory in MiB."
+_USAGE = "usage is what was measured last; what is not known is left out."
+_MEASURED = "As measured last; nan if not known. New every few seconds, for which there is no signal."
+_MEASURED_MIB = "As measured last; 0 if not known. New every few seconds, for which there is no signal."
 
 HOST = Interface(
     name="org.vmstack.Host1",
     read=_host,
+    measured=_measured_host,
     methods=(
         Method(
             "Deploy",
@@ -198,7 +238,7 @@ HOST = Interface(
             ("status",),
             requests.Status,
             values.status,
-            f"The figures of the host and of each level. {_NAMED}",
+            f"The figures of the host and of each level. {_NAMED} {_USAGE}",
         ),
         Method(
             "List",
@@ -218,7 +258,7 @@ HOST = Interface(
             ("vm",),
             lambda name: requests.Describe(name=name),
             values.dictionary,
-            f"One VM. {_NAMED}",
+            f"One VM. {_NAMED} {_USAGE}",
         ),
         Method(
             "Topology",
@@ -232,7 +272,7 @@ HOST = Interface(
         ),
     ),
     properties=(
-        Property("Version", "s", "Of vmstackd.", constant=True),
+        Property("Version", "s", "Of vmstackd.", "const"),
         Property("Cpus", "u", "CPUs that VMs may use."),
         Property("FreeCpus", "u", "CPUs of no level."),
         Property("MemoryMib", "t", "Memory that VMs may use."),
@@ -243,6 +283,8 @@ HOST = Interface(
         Property("Degraded", "as", "What is not as it should be, in words."),
         Property("Cordoned", "b", "Whether it gets no new VMs."),
         Property("CordonReason", "s", "Why it is cordoned, in its operator's words."),
+        Property("BusyCpus", "d", f"CPUs for VMs that were kept busy on average, by whatever. {_MEASURED}", "false"),
+        Property("MemoryUsedMib", "t", f"Memory of the machine in use, by whatever. {_MEASURED_MIB}", "false"),
     ),
     signals=(
         Signal(
@@ -307,6 +349,7 @@ HOST = Interface(
 VM = Interface(
     name="org.vmstack.VM1",
     read=_vm,
+    measured=_measured_vm,
     methods=(
         Method(
             "Remove",
@@ -330,7 +373,7 @@ VM = Interface(
         ),
     ),
     properties=(
-        Property("Name", "s", "As in the hypervisor.", constant=True),
+        Property("Name", "s", "As in the hypervisor.", "const"),
         Property("Vcpus", "u", "vCPUs."),
         Property("MemoryMib", "t", "Memory."),
         Property("Level", "d", "Oversubscription level, such as 2.0."),
@@ -338,21 +381,39 @@ VM = Interface(
         Property("Pinned", "au", "CPUs that it may run on, as last read back, ascending."),
         Property("State", "s", "starting, running or removing."),
         Property("Image", "s", "Its disk image; empty if not known."),
+        Property("BusyCpus", "d", f"CPUs that it kept busy on average. {_MEASURED}", "false"),
+        Property(
+            "DelayRatio",
+            "d",
+            f"Part of the time, 0 to 1, for which a vCPU that could have run waited for a CPU. {_MEASURED}",
+            "false",
+        ),
+        Property("ResidentMib", "t", f"Of its memory, what the host really has given. {_MEASURED_MIB}", "false"),
     ),
 )
 
 SUBSET = Interface(
     name="org.vmstack.Subset1",
     read=_subset,
+    measured=_measured_subset,
     methods=(),
     properties=(
-        Property("Level", "d", "Oversubscription level, such as 2.0.", constant=True),
+        Property("Level", "d", "Oversubscription level, such as 2.0.", "const"),
         Property("Cpus", "au", "Its CPUs, in the order in which it got them."),
         Property("Vcpus", "u", "vCPUs of all its VMs."),
         Property("Vms", "as", "Its VMs, in order of arrival."),
         Property("Needed", "u", "CPUs that its VMs need."),
         Property("Ratio", "d", "vCPUs that one CPU may serve now; 1.0 while it has few VMs."),
         Property("Degraded", "b", "Whether it has fewer CPUs than its VMs need."),
+        Property("BusyCpus", "d", f"Of its CPUs, how many were kept busy on average. {_MEASURED}", "false"),
+        Property(
+            "DelaySeconds",
+            "d",
+            f"Seconds for which its vCPUs together waited for CPUs, between the last two measurements. {_MEASURED}",
+            "false",
+        ),
+        Property("DelayMedian", "d", f"The median of the DelayRatio of its VMs. {_MEASURED}", "false"),
+        Property("DelayP99", "d", f"What 99 % of its VMs do not exceed in DelayRatio. {_MEASURED}", "false"),
     ),
 )
 

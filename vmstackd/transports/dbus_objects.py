@@ -1,13 +1,18 @@
-"""The objects on one connection: the host, its VMs, its subsets. What they tell changes all at once."""
+"""The objects on one connection: the host, its VMs, its subsets. What they tell changes all at once.
+
+What is measured is not told but looked up by whoever reads it, so that a round of measurements costs nothing here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
 from sdbus.sd_bus_internals import SdBusMessage
 
 from vmstackd.api.replies import ListReply, StatusReply, VmReply
+from vmstackd.sampling import Sampler
 from vmstackd.transports.dbus_connection import Connection, Export
 from vmstackd.transports.dbus_interfaces import HOST, SUBSET, VM, Interface, Method, Properties
 from vmstackd.transports.dbus_values import HOST_PATH, subset_path, vm_path
@@ -27,15 +32,23 @@ class _Told(NamedTuple):
 class _Reader:
     """The properties of an object are read one after the other, and kept only while they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
         self._told: _Told | None = None
         self._properties: Properties = {}
 
     def properties(self, told: _Told) -> Properties:
-        """All of them."""
+        """All that are told."""
         if told is not self._told:
             self._told, self._properties = told, told.interface.read(told.source)
         return self._properties
+
+    def value(self, told: _Told, name: str) -> object:
+        """One of them, or one that was measured."""
+        properties = self.properties(told)
+        if name in properties:
+            return properties[name]
+        return told.interface.measured(told.source, self._sampler)[name]
 
 
 class _Object:
@@ -51,7 +64,7 @@ class _Object:
         self._called(method, self.told.vm, message)
 
     def _value(self, name: str) -> object:
-        return self._reader.properties(self.told)[name]
+        return self._reader.value(self.told, name)
 
     def end(self) -> None:
         self._export.end()
@@ -60,11 +73,11 @@ class _Object:
 class Objects:
     """Exported from the start; ``end`` takes them all away."""
 
-    def __init__(self, connection: Connection, called: Called, status: StatusReply) -> None:
-        """Raises CallFailed."""
+    def __init__(self, connection: Connection, called: Called, status: StatusReply, sampler: Sampler) -> None:
+        """sampler: knows what was measured last. Raises CallFailed."""
         self._connection = connection
         self._called = called
-        self._reader = _Reader()
+        self._reader = _Reader(sampler)
         self._objects: dict[str, _Object] = {}
         self._manager: object = connection.manage(HOST_PATH)
         self._add(HOST_PATH, _Told(HOST, "", status))
@@ -92,7 +105,7 @@ class Objects:
         changed = {
             row.name: (row.signature, new[row.name])
             for row in told.interface.properties
-            if not row.constant and new[row.name] != old[row.name]
+            if row.emits == "true" and new[row.name] != old[row.name]
         }
         if changed:
             self._connection.tell_changed(path, told.interface.name, changed)
@@ -106,9 +119,11 @@ class Objects:
 
 
 def _objects(status: StatusReply, reply: ListReply) -> dict[str, _Told]:
-    found = {HOST_PATH: _Told(HOST, "", status)}
+    """Without what was measured, so that only what is told makes a difference."""
+    found = {HOST_PATH: _Told(HOST, "", replace(status, usage=None))}
     by_level: dict[int, list[VmReply]] = {}
-    for vm in reply.vms:
+    for measured in reply.vms:
+        vm = replace(measured, usage=None)
         by_level.setdefault(vm.level, []).append(vm)
         found[vm_path(vm.name)] = _Told(VM, vm.name, vm)
     for level in status.host.levels:

@@ -1,7 +1,7 @@
 """How D-Bus spells things: levels as doubles, memory in GiB where people type it, dictionaries of named values.
 
 In dictionaries (``a{sv}``) names and units are those of ``vmstackd.api``: levels in thousandths, memory in MiB.
-Every whole number there is an ``x``, so that no value changes the type of its name.
+Every whole number there is an ``x``, so that no value changes the type of its name. What is not known is left out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
@@ -106,6 +107,11 @@ def ratio(thousandths: int) -> float:
     return thousandths / UNIT
 
 
+def figure(measured: float | None) -> float:
+    """A measurement; if not known, not a number, so that it is taken neither for a small one nor for a large one."""
+    return math.nan if measured is None else measured
+
+
 def vm_path(name: str) -> str:
     """The object of a VM. Every name has another one, and sd-bus's decoding of the path gives it back."""
     # Neither can be in the name of a VM, but nothing here may fail.
@@ -118,9 +124,11 @@ def subset_path(thousandths: int) -> str:
 
 
 def dictionary(value: msgspec.Struct) -> Dictionary:
-    """Every field under its name, but for those that only a cluster fills."""
+    """Every field under its name, but for those that only a cluster fills, and those that are None."""
     return {
-        name: (signature, write(getattr(value, name))) for name, (signature, write) in _writers(type(value)).items()
+        name: (signature, write(field))
+        for name, (signature, write) in _writers(type(value)).items()
+        if (field := getattr(value, name)) is not None
     }
 
 
@@ -149,6 +157,8 @@ _WRITERS: Mapping[object, _Writer] = {
 
 
 def _writer(kind: object) -> _Writer:
+    if isinstance(kind, UnionType):
+        (kind,) = (member for member in get_args(kind) if member is not NoneType)
     if kind in _WRITERS:
         return _WRITERS[kind]
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
