@@ -55,19 +55,23 @@ TALKING = [
     *steps(part("## A cluster", "### A cluster of servers")),
 ]
 """In their order: they build on each other."""
-ALONE = [step for step in steps() if step not in (*TALKING, *ON_SERVER) and step.line not in NOT_RUN]
+OFFLINE = steps(part("## Recordings", "## A cluster"))
+"""In their order: the first one makes what the others read."""
+ALONE = [step for step in steps() if step not in (*TALKING, *ON_SERVER, *OFFLINE) and step.line not in NOT_RUN]
 
 
 APART = {"VMSTACKD_STATE_DIR": "none", "VMSTACKD_TCP_HOST": "none"}
 """What keeps a daemon from what this machine has; a line that names something else wins."""
 
 
-def typed(line: str, exported: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def typed(
+    line: str, exported: Mapping[str, str] | None = None, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     """Run a line as typed into a shell (not as its argument, which pgrep -f would find)."""
     return subprocess.run(
         ["sh", "-s"],
         input=line + "\n",
-        cwd=ROOT,
+        cwd=folder,
         env=clean_environment(APART | dict(exported or {})),
         capture_output=True,
         text=True,
@@ -157,6 +161,35 @@ def test_every_other_line_works(step: Step, host_file: Path) -> None:
     done = typed(line)
     assert done.returncode == 0, done.stderr
     check_printed(step, done.stdout)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder that has what a clone has, and nothing that is made by what the README says."""
+    for entry in ROOT.iterdir():
+        if entry.name not in {".git", "results", "report.html"}:
+            (tmp_path / entry.name).symlink_to(entry)
+    return tmp_path
+
+
+def test_the_lines_about_recordings_work_in_their_order(clone: Path) -> None:
+    printed = {}
+    for step in OFFLINE:
+        done = typed(step.line, folder=clone)
+        assert done.returncode == 0, (step.line, done.stderr)
+        printed[step.line] = done.stdout
+    replays = [text for line, text in printed.items() if "--load" in line]
+    assert len(replays) == len(set(replays)) == 4, "each what-if is another experiment"
+    assert all("720 samples" in text for text in replays)
+    assert (clone / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert sorted(path.name for path in (clone / "results").iterdir()) == [
+        "cpus.png",
+        "delay.png",
+        "host.png",
+        "levels.png",
+        "monitoring.csv",
+        "vms.png",
+    ]
 
 
 def free_ports(count: int) -> list[int]:

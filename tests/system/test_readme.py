@@ -13,6 +13,7 @@ from tests.system.box import Box
 from tests.system.lab import Lab, missing
 from tests.system.package import BUILD_PATIENCE, package, put_images, until
 from tests.system.test_box import missing_libvirt
+from vmstackd.trace_file import TraceFile
 
 pytestmark = [
     pytest.mark.real,
@@ -54,6 +55,10 @@ def test_every_line_works_in_its_order_and_prints_what_is_shown(server: Box) -> 
     for step in lines:
         typed(server, step)
     assert set(server.enter("id", "-Gn", "alice").stdout.split()) == {"alice", "vmstack", "vmstack-admin"}
+    recording = server.path("/var/lib/vmstack/monitoring.csv")
+    until(recording.exists, "nothing is recorded")
+    with TraceFile(recording) as trace:
+        assert {vm.name for sample in trace for vm in sample.vms} == {"example"}
 
 
 def hosts(server: Box) -> dict[str, str]:

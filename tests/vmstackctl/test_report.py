@@ -214,9 +214,7 @@ def test_without_the_library_it_says_how_to_get_it(trace: Path, tmp_path: Path, 
         check=False,
         timeout=PATIENCE,
     )
-    failed(
-        Finished(done.returncode, done.stdout, done.stderr), 1, "needs matplotlib", ".venv/bin/pip install '.[report]'"
-    )
+    failed(Finished(done.returncode, done.stdout, done.stderr), 1, "needs matplotlib", "install vmstack[report]")
     assert not (tmp_path / "report.html").exists()
 
 

@@ -16,8 +16,8 @@ from vmstackctl.values import count, printable
 from vmstackd.trace_file import TraceFile, TraceFileError
 
 _NO_LIBRARY = (
-    "vmstackctl report needs matplotlib, which cannot be imported ({}); in a clone of vmstack, "
-    ".venv/bin/pip install '.[report]' brings it; the Debian package has none: copy the trace to where a clone is"
+    "vmstackctl report needs matplotlib, which cannot be imported ({}); with pip, install vmstack[report]; "
+    "in a clone, make setup does; the Debian package has none: copy the trace to where a clone is"
 )
 
 
