@@ -30,9 +30,11 @@ SLOW = frozenset(
         "tests.vmstackctl.test_output",
         "tests.vmstackctl.test_report",
         "tests.vmstackctl.test_report_page",
+        "tests.vmstackctl.test_report_pictures",
+        "tests.vmstackctl.test_report_series",
     }
 )
-"""Modules that start many programs or wait for time to pass."""
+"""Modules that start many programs, draw, or wait for time to pass."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
