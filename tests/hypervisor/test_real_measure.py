@@ -86,30 +86,23 @@ def test_a_busy_vm_and_an_idle_one(real: Backend) -> None:
     real.run(scenario)
 
 
-def hurry(real: Backend, name: str) -> None:
-    """Put its vCPU before all that this machine does besides."""
-    for task in Path(f"/proc/{qemu_pid(Path(real.image).parent, name)}/task").iterdir():
-        if (task / "comm").read_text().startswith("CPU "):
-            os.sched_setscheduler(int(task.name), os.SCHED_RR, os.sched_param(1))
-
-
 def test_vms_on_one_cpu_wait_for_each_other(real: Backend) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to keep out what else runs on this machine")
     cpus = real.cpus[-1:]
+
+    def always_wants_to_run(busy: float, waited: float) -> bool:
+        return 0.9 < busy + waited < 1.1
 
     async def scenario(hypervisor: Hypervisor, _events: Events) -> None:
         await start(real, hypervisor, "left", cpus)
-        hurry(real, "left")
-        # The kernel keeps a twentieth for others.
-        await until(hypervisor, lambda used: used["left"][0] > 0.8 and used["left"][1] < 0.2)
+        await until(hypervisor, lambda used: always_wants_to_run(*used["left"]) and used["left"][1] < 0.4)
         await start(real, hypervisor, "right", cpus)
-        hurry(real, "right")
-
-        def waits_half(busy: float, waited: float) -> bool:
-            return 0.35 < busy < 0.6 and 0.4 < waited < 0.65 and 0.9 < busy + waited < 1.1
-
-        await until(hypervisor, lambda used: all(waits_half(*used[name]) for name in ("left", "right")))
+        await until(
+            hypervisor,
+            lambda used: all(
+                always_wants_to_run(*used[name]) and 0.25 < used[name][0] < 0.6 and used[name][1] > 0.4
+                for name in ("left", "right")
+            ),
+        )
 
     real.run(scenario)
 
@@ -135,7 +128,7 @@ def test_a_vm_that_hangs_is_measured_and_can_be_pinned(real: Backend) -> None:
                 measuring = asyncio.gather(*(hypervisor.measure() for _ in range(3)))
                 assert await hypervisor.pin("hangs", real.cpus[1:]) == frozenset(real.cpus[1:])
                 await measuring
-            await until(hypervisor, lambda used: used["hangs"] == (0, 0) and used["runs"][0] > 0.05)
+            await until(hypervisor, lambda used: used["hangs"] == (0.0, 0.0) and used["runs"][0] > 0.05)
         assert first.vms.keys() == {"hangs", "runs"}
 
     real.run(scenario)
@@ -153,7 +146,7 @@ def test_a_libvirtd_that_is_restarted(system: Backend, libvirtd: PrivateLibvirtd
         await events.wait("restored")
         after = await hypervisor.measure()
         assert after.vms["stays"].uuid == before.vms["stays"].uuid
-        assert _between(before.vms["stays"], after.vms["stays"], 1) >= (0, 0)
+        assert _between(before.vms["stays"], after.vms["stays"], 1) >= (0.0, 0.0)
 
     system.run(scenario)
 
