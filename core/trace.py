@@ -92,7 +92,7 @@ def traced_level(rules: Rules, subset: Subset, busy_cpus: float | None, delay_s:
 
 
 def sample_of(time: int, state: HostState, usage: Usage, uuids: Mapping[str, str]) -> Sample:
-    """What a host has now and did of late. uuids: of the VMs, by name, as far as known."""
+    """What a host has now and did of late. uuids: by name, of its VMs; one that is not there yet is left out."""
     figures = {level.level: level for level in usage.host.levels}
     levels: list[TracedLevel] = []
     vms: list[TracedVm] = []
@@ -101,10 +101,12 @@ def sample_of(time: int, state: HostState, usage: Usage, uuids: Mapping[str, str
         busy, delay = (None, None) if of_level is None else (of_level.busy_cpus, of_level.delay_s)
         levels.append(traced_level(state.rules, subset, busy, delay))
         for name, vm in subset.vms.items():
+            if name not in uuids:
+                continue
             of_vm = usage.vms.get(name, _UNKNOWN)
             vms.append(
                 TracedVm(
-                    uuid=uuids.get(name, ""),
+                    uuid=uuids[name],
                     name=name,
                     level=subset.level,
                     vcpus=vm.vcpus,
@@ -219,8 +221,9 @@ def _number(value: float | None) -> str:
 
 
 def printable_name(value: str) -> str:
-    """A name from outside may hold anything; one that would break a row is written with marks instead."""
-    return "".join([letter if letter.isprintable() else "?" for letter in value]) or "None"
+    """A name from outside may hold anything: what would break a row, or begin a quoted cell, is replaced by marks."""
+    text = "".join([letter if letter.isprintable() else "?" for letter in value]) or "None"
+    return "?" + text[1:] if text.startswith('"') else text
 
 
 def described_cpus(description: bytes) -> tuple[int, ...]:

@@ -88,6 +88,7 @@ class TraceParser:
         """header: the column names, in any order, with unknown ones between. Raises TraceError."""
         self.line = 1
         self._columns = _columns(header)
+        self._header = header.removeprefix(_BYTE_ORDER_MARK)
         # In the usual order, a row needs to be cut at few places.
         self._usual = self._columns in (COLUMNS, _PROTOTYPE_COLUMNS)
         self._delayed = "delay" in self._columns
@@ -129,6 +130,8 @@ class TraceParser:
                 else:
                     tmp, record, resource, value, rest, delay = self._in_usual_order(row)
                 if tmp != now:
+                    if row == self._header:  # of a file that was put behind another
+                        continue
                     time = _not_before(self._time, tmp)
                     if time > self._time:
                         if self._begins:

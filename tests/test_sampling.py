@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -513,3 +514,32 @@ def test_what_is_found_is_recorded_once_for_each_second() -> None:
     [vm] = last.vms
     assert (vm.name, len(vm.uuid), vm.level, vm.vcpus) == ("a", 36, 2000, 2)
     assert vm.cpu is not None
+
+
+def test_a_vm_is_recorded_with_its_uuid_or_not_yet() -> None:
+    """Without it, a replay would take the VM for another one."""
+    samples: list[Sample] = []
+    seconds = itertools.count()
+
+    def kernel() -> HostCounters:
+        return HostCounters(at=float(next(seconds)), cpus={}, memory_mib=1, used_mib=1)
+
+    async def check() -> None:
+        hypervisor = FaultySim()
+        async with started(hypervisor, kernel=kernel, record=samples.append) as engine:
+            await deploy(engine, "a")
+            await rounds(engine, 1)
+            hypervisor.plan = failing("measure")
+            await deploy(engine, "b")
+            await rounds(engine, 1)
+            hypervisor.plan = hypervisor._nothing
+            await rounds(engine, 1)
+            await remove(engine, "a")
+            await deploy(engine, "a")
+            hypervisor.plan = failing("measure")
+            await rounds(engine, 1)
+
+    asyncio.run(check())
+    assert [[vm.name for vm in sample.vms] for sample in samples] == [["a"], ["a"], ["a", "b"], ["b"]]
+    assert all(len(vm.uuid) == 36 for sample in samples for vm in sample.vms)
+    assert samples[0].vms[0].uuid == samples[1].vms[0].uuid == samples[2].vms[0].uuid

@@ -222,6 +222,16 @@ def test_a_file_that_others_empty_gets_its_column_names_again(path: Path) -> Non
     assert path.read_text() == text(sample(1))
 
 
+def test_a_file_that_others_cut_off_is_not_gone_on_with(path: Path) -> None:
+    writer = TraceWriter(path)
+    write(writer, sample(0))
+    os.truncate(path, len(text(sample(0))) - 5)
+    write(writer, sample(1))
+    write(writer, sample(2))
+    assert path.read_text() == text(sample(1), sample(2))
+    assert older(path, 1).read_text() == text(sample(0))[:-5]
+
+
 def test_of_two_writers_the_second_is_refused(path: Path) -> None:
     first, second = TraceWriter(path), TraceWriter(path)
     write(first, sample(0))

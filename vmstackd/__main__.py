@@ -70,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.rest.load is not None and _is_trace(made, given.rest.load):
         order = _order(made, given)
     elif given.rest.output is not None or given.rest.relevel is not None:
-        made.error("--output and --relevel are for replays; name a trace with --load FILE")
+        what = "name one with --load FILE" if given.rest.load is None else f"--load {given.rest.load} is no trace"
+        made.error(f"--output and --relevel are for replays of traces; {what}")
     elif given.rest.load is not None:
         if "topology" in given.flags:
-            made.error("--load FILE and --topology both name a topology; give one of them")
+            made.error(f"--load {given.rest.load} is no trace, so it names a topology; leave out --topology")
         given.flags["topology"] = f"file:{given.rest.load}"
     try:
         settings = given.settings(load_settings)

@@ -88,7 +88,10 @@ class TextForm:
 
 
 class JsonForm:
-    """For programs: JSON lines, in the shape in which the prototype's decisions were recorded."""
+    """For programs: JSON lines, in the shape in which the prototype's decisions were recorded.
+
+    The reason of a removal is "offline" there, too.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -110,7 +113,12 @@ class JsonForm:
 
     def moment(self, moment: Moment) -> str:
         ops = [
-            [decision.operation, decision.vm.name, decision.refusal is None, _reason(decision) or None]
+            [
+                decision.operation,
+                decision.vm.name,
+                decision.refusal is None,
+                "offline" if decision.operation == "remove" else _reason(decision) or None,
+            ]
             for decision in moment.decisions
         ]
         return _json({"t": moment.time, "ops": ops, "state": _state(moment.state) if moment.changed else None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Self
 from core.trace import HEADER, Sample, format_sample
 
 DEFAULT = Path("results/replay.csv")
+_FIRST_COLUMN = HEADER.partition("\t")[0] + "\t"
 
 
 class RecordError(Exception):
@@ -26,6 +28,15 @@ def refusal(path: Path, source: Path) -> str | None:
             return "this is the trace that is replayed; name another file"
         if not path.is_file():
             return "this is there and not a file; name another one"
+        if any(os.path.samestat(path.stat(), os.fstat(stream)) for stream in (1, 2)):
+            return "what is printed goes there; name another file"
+        with path.open("rb") as there:
+            if not HEADER.encode().startswith(there.read(len(_FIRST_COLUMN))):
+                return "this is there and not a trace; name another file, or move it away"
+            try:
+                fcntl.flock(there, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return "another process records in it; name another file"
     return None
 
 

@@ -57,6 +57,8 @@ class Sampler:
         """The VMs of the last round: a name may be another VM's since."""
         self._asked: asyncio.Future[Measured] | None = None
         """What the hypervisor was asked last: it may not have answered yet, and is not asked twice."""
+        self._uuids: dict[LiveVm, str] = {}
+        """Of the VMs that live and have been measured once."""
         self._made_up = False
         """Whether the host is the hypervisor's own, so that this machine's counters are of another."""
         self._failing: set[str] = set()
@@ -167,12 +169,19 @@ class Sampler:
             for level in found.host.levels
             if level.delay_s is not None or level.level in self.delays
         }
+        # A VM of which a trace tells no UUID once would be another one there.
+        self._uuids = {
+            vm: vms[name].uuid if name in vms else self._uuids[vm]
+            for name, vm in live.items()
+            if name in vms or vm in self._uuids
+        }
         if self._began is None:
             self._began = host.at
         elapsed = int(host.at - self._began)
         if elapsed > self._recorded:
             self._recorded = elapsed
-            self._record(sample_of(elapsed, state, found, {name: vm.uuid for name, vm in vms.items()}))
+            uuids = {name: self._uuids[vm] for name, vm in live.items() if vm in self._uuids}
+            self._record(sample_of(elapsed, state, found, uuids))
 
     def _forget(self) -> None:
         self.usage = self._before = None

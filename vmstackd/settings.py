@@ -200,7 +200,7 @@ _ROWS = (
         64,
         table.whole(1, 1 << 20),
         "MIB",
-        "size at which the trace becomes FILE.1, and a new one is begun",
+        "size at which the trace becomes FILE.1, as it does at each start, and a new one is begun",
         reload=True,
     ),
     Setting(

@@ -36,6 +36,7 @@ class TraceWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor: int | None = None
+        self._length = 0
 
     def write(self, sample: Sample, size: int, files: int) -> None:
         """Add whole rows. size: bytes that no file exceeds if it has several samples. files: that are kept in all.
@@ -66,11 +67,12 @@ class TraceWriter:
             return
         length = os.fstat(self._descriptor).st_size
         if length == 0:  # others have emptied it
-            _append(self._descriptor, _HEADER + rows, length)
-        elif length + len(rows) > size:
+            rows = _HEADER + rows
+        elif length < self._length or length + len(rows) > size:  # others have cut it off, or it is full
             self._begin(rows, files)
-        else:
-            _append(self._descriptor, rows, length)
+            return
+        _append(self._descriptor, rows, length)
+        self._length = length + len(rows)
 
     def _begin(self, rows: bytes, files: int) -> None:
         """Another file, with these rows."""
@@ -88,7 +90,7 @@ class TraceWriter:
                 new.unlink()
             os.close(descriptor)
             raise
-        self._descriptor = descriptor
+        self._descriptor, self._length = descriptor, len(_HEADER) + len(rows)
 
     def _lock(self, path: Path, flags: int = 0) -> int:
         """Open a file, which must be a trace, and be the only one who writes to it. Raises FileNotFoundError."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import csv
+import fcntl
 import gzip
 import io
 import json
@@ -14,6 +16,7 @@ import resource
 import signal
 import stat
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +29,6 @@ from core.level import format_level
 from core.trace import HEADER, Sample, TracedVm, format_sample
 from tests.cli.command import call, one_line
 from tests.running import PATIENCE, ROOT, SMALL_HOST, Finished, clean_environment, command
-from tests.traces import REASONS
 
 REFERENCE = ROOT.parent / "shared" / "reference"
 EXAMPLE = REFERENCE / "monitoring-example.csv"
@@ -173,7 +175,7 @@ def test_json_is_lines_with_a_header_and_a_summary(trace: Path) -> None:
     assert (operation, name, accepted, second["state"]) == ("deploy", "big", False, None)
     assert reason.startswith("not enough cpu: 15 more CPUs needed, 10 free; ")
     assert third["ops"][0][3].startswith("not enough memory: 70000 MiB needed, 56320 MiB free; ")
-    assert last["ops"] == [["remove", "db", True, None]]
+    assert last["ops"] == [["remove", "db", True, "offline"]]
     assert (end["summary"]["samples"], end["summary"]["vms"], end["summary"]["refused_memory"]) == (4, 4, 1)
     assert [level["level"] for level in end["summary"]["levels"]] == [1.0, 2.0]
 
@@ -257,7 +259,6 @@ def test_the_prototypes_own_decisions_come_out_again() -> None:
     }
     seen: set[int] = set()
     for theirs, ours in zip(expected, found, strict=True):
-        theirs["ops"] = [[operation, name, ok, REASONS[why]] for operation, name, ok, why in theirs["ops"]]
         if theirs["state"] is not None:
             empty = [level for level in theirs["state"]["cpu"] if not level["vms"]]
             if empty:
@@ -385,11 +386,46 @@ def test_a_record_takes_the_place_of_files_only(path: str, trace: Path) -> None:
 
 def test_a_record_through_a_link_leaves_the_link(trace: Path, tmp_path: Path) -> None:
     link, target = tmp_path / "link.csv", tmp_path / "target.csv"
-    target.write_text("old")
+    target.write_text(HEADER)
     link.symlink_to(target)
     assert replay(f"--load={trace}", f"--record={link}").code == 0
     assert link.is_symlink()
-    assert target.read_text().startswith(HEADER)
+    assert target.read_text().startswith(f"{HEADER}0\t")
+
+
+def test_a_record_in_the_place_of_what_is_no_trace_is_refused(trace: Path, tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("of many years")
+    done = replay(f"--load={trace}", f"--record={thesis}")
+    assert (done.code, thesis.read_text()) == (2, "of many years")
+    assert "this is there and not a trace; name another file, or move it away" in one_line(done.err)
+
+
+def test_a_record_in_the_place_of_what_a_daemon_records_is_refused(trace: Path, tmp_path: Path) -> None:
+    live = tmp_path / "live.csv"
+    live.write_text(HEADER)
+    with live.open("rb") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        done = replay(f"--load={trace}", f"--record={live}")
+    assert done.code == 2
+    assert "another process records in it" in one_line(done.err)
+
+
+def test_a_record_does_not_take_the_place_of_what_is_printed(trace: Path, tmp_path: Path) -> None:
+    printed = tmp_path / "printed"
+    with printed.open("wb") as out:
+        done = subprocess.run(
+            command(HOST, f"--load={trace}", "--record=/dev/stdout"),
+            cwd=ROOT,
+            env=clean_environment(),
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+    assert done.returncode == 2
+    assert "what is printed goes there" in one_line(done.stderr)
 
 
 def test_a_record_that_cannot_be_written_is_one_line(trace: Path) -> None:
@@ -410,7 +446,7 @@ def test_a_disk_that_gets_full_leaves_what_was_there(tmp_path: Path) -> None:
     file, target = tmp_path / "trace.csv", tmp_path / "out" / "again.csv"
     long_trace(file, 60)
     target.parent.mkdir()
-    target.write_text("as before")
+    target.write_text(HEADER)
     done = subprocess.run(
         command(HOST, f"--load={file}", f"--record={target}", "--output=none"),
         cwd=ROOT,
@@ -425,7 +461,7 @@ def test_a_disk_that_gets_full_leaves_what_was_there(tmp_path: Path) -> None:
     assert one_line(done.stderr) == f"vmstackd: {target}: cannot be written: File too large; name another file"
     assert "samples in" not in done.stdout
     assert [path.name for path in target.parent.iterdir()] == ["again.csv"]
-    assert target.read_text() == "as before"
+    assert target.read_text() == HEADER
 
 
 GOOD = as_text(SHORT)
@@ -597,6 +633,16 @@ def send(process: subprocess.Popen[bytes], text: str) -> None:
     process.stdin.flush()
 
 
+def wait_until_taken(process: subprocess.Popen[bytes]) -> None:
+    """What was sent is no longer in the pipe."""
+    assert process.stdin is not None
+    waiting, deadline = array.array("i", [1]), time.monotonic() + PATIENCE
+    while waiting[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+        fcntl.ioctl(process.stdin, termios.FIONREAD, waiting)
+
+
 def test_a_pipe_is_replayed_as_a_trace(trace: Path) -> None:
     with fed("--output=json") as process:
         out, err = process.communicate(GOOD.encode(), timeout=PATIENCE)
@@ -608,7 +654,7 @@ def test_a_pipe_is_replayed_as_a_trace(trace: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_and_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
     target = tmp_path / "again.csv"
-    target.write_text("as before")
+    target.write_text(HEADER)
     with fed(f"--record={target}") as process:
         send(process, GOOD)
         deadline = time.monotonic() + PATIENCE
@@ -619,7 +665,7 @@ def test_a_signal_ends_it_and_leaves_nothing_half_written(number: signal.Signals
         _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (128 + number, b"")
     assert [path.name for path in tmp_path.iterdir()] == ["again.csv"]
-    assert target.read_text() == "as before"
+    assert target.read_text() == HEADER
 
 
 def test_who_has_read_enough_ends_it_quietly(tmp_path: Path) -> None:
@@ -704,6 +750,7 @@ def test_a_terminal_shows_progress_and_no_line_is_garbled(form: str, trace: Path
             os.close(theirs)
             for line in LINES:
                 send(process, line)
+                wait_until_taken(process)
                 time.sleep(0.02)
             assert process.stdin is not None
             process.stdin.close()

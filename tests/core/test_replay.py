@@ -491,11 +491,13 @@ def test_every_state_keeps_the_rules_and_has_all_who_were_not_refused(
         assert summary.fewest_free_cpus <= moment.state.free.count
 
 
-@given(state=states(), samples=traces(), relevel=st.sampled_from([{}, {2000: 1000}, {1000: 1500, 1500: 1000}]))
+@given(state=states(), samples=traces(), relevel=st.sampled_from([{}, {2000: 3000}, {1000: 1500, 1500: 1000}]))
 def test_the_recomputed_trace_replayed_gives_the_same_again(
     state: HostState, samples: list[Sample], relevel: dict[int, int]
 ) -> None:
-    """Without those that were refused, for they are not on that host."""
+    """Without those that were refused, for they are not on that host. Where two levels become one, a VM that goes from
+    one to the other leaves and comes back, which cannot be seen afterwards.
+    """
     first, second = replay(state, relevel), replay(state)
     for each in samples:
         moment = first.step(each)

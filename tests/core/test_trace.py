@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -32,7 +34,7 @@ def test_what_a_host_has_and_did() -> None:
             "b": VmUsage(busy_cpus=1.01, resident_mib=1 << 30),
         },
     )
-    assert sample_of(45, state, usage, {"a": "u-a"}) == Sample(
+    assert sample_of(45, state, usage, {"a": "u-a", "b": "u-b"}) == Sample(
         time=45,
         cpus=8,
         memory_mib=memory_mib,
@@ -44,8 +46,7 @@ def test_what_a_host_has_and_did() -> None:
         ),
         vms=(
             TracedVm("u-a", "a", 1000, 2, 512, 0.75, 0.5, 0.25),
-            TracedVm("", "b", 2000, 1, 512, 1.0, 1.0),  # never more than the whole
-            TracedVm("", "c", 2000, 4, 512),
+            TracedVm("u-b", "b", 2000, 1, 512, 1.0, 1.0),  # never more than the whole
         ),
     )
 
@@ -56,7 +57,10 @@ def test_a_name_that_would_break_a_row_is_written_with_marks(name: str) -> None:
     text = format_sample(Sample(0, 1, 1, None, None, (TracedLevel(1000, 1),), (vm,)))
     rows = text.split("\n")[:-1]
     assert [len(row.split("\t")) for row in rows] == [len(COLUMNS)] * 6
-    assert rows[2].split("\t")[7] == "".join(letter if letter.isprintable() else "?" for letter in name)
+    shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+    assert rows[2].split("\t")[7] == ("?" + shown[1:] if shown[0] == '"' else shown)
+    # Readers of tables that know quotes see the same cells.
+    assert [len(row) for row in csv.reader(rows[:3], delimiter="\t")] == [len(COLUMNS)] * 3
 
 
 @pytest.mark.parametrize(

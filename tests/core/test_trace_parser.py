@@ -19,6 +19,7 @@ from core.trace import (
     TracedLevel,
     TracedVm,
     format_sample,
+    printable_name,
 )
 from core.trace_parser import TraceError, TraceParser
 
@@ -148,7 +149,7 @@ def samples(draw: st.DrawFn) -> list[Sample]:
             name = f"{draw(names)}{number}"
             vm = TracedVm(
                 uuid=uuid,
-                name="".join(letter if letter.isprintable() else "?" for letter in name),
+                name=printable_name(name),
                 level=draw(st.sampled_from(levels)),
                 vcpus=draw(st.integers(1, 4096)),
                 memory_mib=draw(st.integers(1, 1 << 30)),
@@ -198,6 +199,12 @@ def test_what_is_written_is_read_again(recorded: list[Sample], at_once: int) -> 
 def test_what_was_read_is_written_as_it_was(recorded: list[Sample]) -> None:
     text = "".join(format_sample(as_written(sample)) for sample in recorded)
     assert "".join(map(format_sample, parse(*rows_of(text)))) == text
+
+
+def test_files_of_one_recording_may_be_put_together() -> None:
+    rows = rows_of(MOMENT)
+    later = [row.replace("60\t", "75\t", 1) for row in rows]
+    assert parse(*rows, OURS, *later) == [READ, msgspec.structs.replace(READ, time=75, line=11)]
 
 
 def test_a_vm_without_a_name_is_called_by_its_uuid() -> None:
@@ -342,7 +349,7 @@ def test_a_cell_that_cannot_be_is_refused(row: str, column: str, cell: str, mess
         ([""], "found a blank line, expected a row"),
         ([HOST, ""], "found a blank line, expected a row"),
         ([" "], "found 1 columns, expected 12 as in the first line"),
-        ([OURS], "found tmp 'tmp', expected whole seconds from 0 to 10000000000"),
+        ([PROTOTYPES + "\tother"], "found tmp 'tmp', expected whole seconds from 0 to 10000000000"),
         ([VM_CPU[:20]], "found 6 columns, expected 12 as in the first line"),
         ([VM_CPU, "60\tvm\tcpu"], "found 3 columns, expected 12 as in the first line"),
         ([VM_CPU, "x\ty\tz"], "found 3 columns, expected 12 as in the first line"),
