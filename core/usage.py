@@ -34,21 +34,26 @@ class HostCounters(msgspec.Struct, frozen=True):
 
 class VmCounters(msgspec.Struct, frozen=True, gc=False):
     """cpu_s: CPU time of all its threads. delay_s: for how long its vCPUs together waited for a CPU though they
-    could have run. Both since its start. resident_mib: of its memory, what the host really has given.
+    could have run. Both since its start. resident_mib: of its memory, what the host really has given. started: with
+    the UUID, tells its lives apart.
     """
 
     uuid: str
     cpu_s: float | None = None
     delay_s: float | None = None
     resident_mib: int | None = None
+    started: int = 0
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """Everything of one round. at: when those of the VMs were read, as in HostCounters. vms: by name."""
+    """Everything of one round. at: when those of the VMs were read, as in HostCounters. vms: by name.
+    read_before: of the VMs that could not be read in this round, when they were.
+    """
 
     at: float
     host: HostCounters
     vms: Mapping[str, VmCounters]
+    read_before: Mapping[str, float] = {}
 
 
 class VmUsage(msgspec.Struct, frozen=True, gc=False):
@@ -103,9 +108,12 @@ def usage(before: Counters | None, now: Counters, state: HostState, time: float)
     for subset in state.subsets:
         for name, vm in subset.vms.items():
             counters = now.vms.get(name)
-            if counters is not None:
-                previous = None if before is None else before.vms.get(name)
-                vms[name] = _of_vm(previous, counters, seconds, vm.vcpus)
+            if counters is not None and name not in now.read_before:
+                if before is None:
+                    vms[name] = _of_vm(None, counters, 0.0, vm.vcpus)
+                else:
+                    began = before.read_before.get(name, before.at)
+                    vms[name] = _of_vm(before.vms.get(name), counters, now.at - began, vm.vcpus)
         levels.append(_of_level(subset, vms, _busy(before, now, subset.cpus)))
     return Usage(
         host=HostUsage(
@@ -143,7 +151,7 @@ def _busy(before: Counters | None, now: Counters, cpus: tuple[int, ...]) -> floa
 
 
 def _of_vm(before: VmCounters | None, now: VmCounters, seconds: float, vcpus: int) -> VmUsage:
-    if before is None or before.uuid != now.uuid or seconds <= 0:
+    if before is None or (before.uuid, before.started) != (now.uuid, now.started) or seconds <= 0:
         return VmUsage(resident_mib=now.resident_mib)
     busy = _since(before.cpu_s, now.cpu_s)
     delay = _since(before.delay_s, now.delay_s)

@@ -17,7 +17,7 @@ from core.allocator import empty_state
 from core.model import Rules
 from core.policy import POLICIES
 from core.trace import Sample
-from core.usage import HostCounters, Usage
+from core.usage import HostCounters, Usage, VmCounters, VmUsage
 from tests.faulty import OPERATOR, FaultySim, failing, outsider
 from tests.running import PATIENCE, SMALL_HOST
 from tests.transports.endpoint import until
@@ -25,7 +25,7 @@ from vmstackd import sampling
 from vmstackd.api import requests
 from vmstackd.api.replies import VmReply
 from vmstackd.engine import Engine
-from vmstackd.hypervisor.base import HypervisorUnreachable
+from vmstackd.hypervisor.base import HypervisorUnreachable, Measured
 from vmstackd.hypervisor.options import HypervisorOptions
 from vmstackd.kernel_counters import kernel_counters
 from vmstackd.topology_source import load_topology
@@ -543,3 +543,44 @@ def test_a_vm_is_recorded_with_its_uuid_or_not_yet() -> None:
     assert [[vm.name for vm in sample.vms] for sample in samples] == [["a"], ["a"], ["a", "b"], ["b"]]
     assert all(len(vm.uuid) == 36 for sample in samples for vm in sample.vms)
     assert samples[0].vms[0].uuid == samples[1].vms[0].uuid == samples[2].vms[0].uuid
+
+
+# What could not be measured in between
+
+
+class Counting(FaultySim):
+    """Its one VM keeps one CPU busy, and waits half of the time."""
+
+    seconds = 0.0
+
+    async def measure(self) -> Measured:
+        await self._before("measure", "")
+        return Measured(at=self.seconds, vms={"a": VmCounters("u", cpu_s=self.seconds, delay_s=self.seconds / 2)})
+
+
+def test_rounds_without_vms_lose_nothing_of_what_these_did() -> None:
+    async def check() -> None:
+        hypervisor = Counting()
+
+        def kernel() -> HostCounters:
+            return HostCounters(at=hypervisor.seconds, cpus={}, memory_mib=1, used_mib=1)
+
+        async with started(hypervisor, kernel=kernel) as engine:
+            await deploy(engine, "a")
+
+            async def measure(seconds: float) -> VmUsage | None:
+                hypervisor.seconds = seconds
+                await engine.sampler.measure()
+                return engine.sampler.of("a")
+
+            await measure(0)
+            assert await measure(10) == VmUsage(busy_cpus=1.0, delay_s=5.0, delay_ratio=0.25)
+            hypervisor.plan = failing("measure")
+            assert await measure(20) is None
+            assert await measure(30) is None
+            hypervisor.plan = hypervisor._nothing
+            assert await measure(40) == VmUsage(busy_cpus=1.0, delay_s=15.0, delay_ratio=0.25)
+            assert await measure(50) == VmUsage(busy_cpus=1.0, delay_s=5.0, delay_ratio=0.25)
+            assert engine.sampler.delays == {2000: 25.0}
+
+    asyncio.run(check())

@@ -11,6 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
 
 from core.trace import Sample, sample_of
 from core.usage import Counters, HostCounters, Usage, VmUsage, usage
@@ -57,6 +60,8 @@ class Sampler:
         """The VMs of the last round: a name may be another VM's since."""
         self._asked: asyncio.Future[Measured] | None = None
         """What the hypervisor was asked last: it may not have answered yet, and is not asked twice."""
+        # Its own thread: others may all be waiting for a disk.
+        self._reader = ThreadPoolExecutor(1, "kernel-counters")
         self._uuids: dict[LiveVm, str] = {}
         """Of the VMs that live and have been measured once."""
         self._made_up = False
@@ -85,6 +90,7 @@ class Sampler:
         finally:
             if self._asked is not None:
                 self._asked.cancel()
+            self._reader.shutdown(wait=False)
 
     async def _run(self) -> None:
         due = time.monotonic()
@@ -132,7 +138,7 @@ class Sampler:
         self._made_up |= host is not None
         if not self._made_up:
             try:
-                host = await asyncio.to_thread(self._kernel)
+                host = await asyncio.get_running_loop().run_in_executor(self._reader, self._kernel)
             except KernelError as error:
                 host_failure = str(error)
         self.failed_rounds += bool(failure or host_failure)
@@ -161,7 +167,7 @@ class Sampler:
         state, live = self._host.state, self._host.live
         # Whoever got its name while it was being measured is another VM.
         vms = {name: vm for name, vm in measured.vms.items() if live.get(name) is lives.get(name)}
-        now = Counters(at=measured.at, host=host, vms=vms)
+        now = self._with_earlier(Counters(at=measured.at, host=host, vms=vms), lives)
         self.usage = found = usage(self._before, now, state, time.time())
         self._before, self._lives = now, lives
         self.delays = {
@@ -182,6 +188,19 @@ class Sampler:
             self._recorded = elapsed
             uuids = {name: self._uuids[vm] for name, vm in live.items() if vm in self._uuids}
             self._record(sample_of(elapsed, state, found, uuids))
+
+    def _with_earlier(self, now: Counters, lives: Mapping[str, LiveVm]) -> Counters:
+        """With the last counters of VMs that live on and could not be read, so that the next round spans the gap."""
+        before = self._before
+        if before is None:
+            return now
+        unread = {
+            name: vm
+            for name, vm in before.vms.items()
+            if name not in now.vms and name in lives and lives[name] is self._lives.get(name)
+        }
+        read_before = {name: before.read_before.get(name, before.at) for name in unread}
+        return msgspec.structs.replace(now, vms={**now.vms, **unread}, read_before=read_before)
 
     def _forget(self) -> None:
         self.usage = self._before = None

@@ -253,3 +253,10 @@ def test_a_vm_of_another_life_tells_nothing_of_the_one_before(
         same = before is not None and name in before.vms and before.vms[name].uuid == now.vms[name].uuid
         if not same:
             assert vm == VmUsage(resident_mib=now.vms[name].resident_mib)
+
+
+def test_a_vm_that_was_started_anew_tells_nothing_of_the_time_before() -> None:
+    state = deploy(empty(i7()), "a", 2, 1000)
+    before = counters(100, {}, {"a": VmCounters("u", 1, 1, 5, started=7)})
+    now = counters(110, {}, {"a": VmCounters("u", 9, 3, 6, started=8)})
+    assert usage(before, now, state, 1e9).vms == {"a": VmUsage(resident_mib=6)}

@@ -15,6 +15,7 @@ from vmstackd.hypervisor.qemu_process import QemuProcesses
 
 UUID, OTHER = "5b50b29e-d211-4cbb-ad27-2d2316d3c55d", "fad6daf7-478a-4811-b236-2c0e8cadf12c"
 TICKS = os.sysconf("SC_CLK_TCK")
+STARTED = 1000
 
 
 def make_process(
@@ -23,7 +24,7 @@ def make_process(
     uuid: str,
     *,
     ticks: tuple[int, int] = (0, 0),
-    started: int = 1000,
+    started: int = STARTED,
     threads: Sequence[tuple[str, str | None]] = (("qemu-system-x86", "5 6 7"),),
     huge_kib: int = 0,
 ) -> Path:
@@ -50,8 +51,8 @@ def test_what_is_counted(tmp_path: Path) -> None:
     make_process(tmp_path, 200, OTHER, threads=[("qemu", "0 0 0"), ("ALL CPUs/TCG", "0 3 0")], huge_kib=1 << 20)
     (tmp_path / "self").mkdir()
     assert QemuProcesses(tmp_path).counters([OTHER, UUID, "absent"]) == {
-        UUID: VmCounters(UUID, 3.5, 1.75, 20),
-        OTHER: VmCounters(OTHER, 0.0, 3e-9, 1044),
+        UUID: VmCounters(UUID, 3.5, 1.75, 20, STARTED),
+        OTHER: VmCounters(OTHER, 0.0, 3e-9, 1044, STARTED),
         "absent": VmCounters("absent"),
     }
 
@@ -62,7 +63,7 @@ def test_what_is_not_counted_is_not_known(tmp_path: Path) -> None:
     assert processes.counters([UUID])[UUID].delay_s is None
     make_process(tmp_path, 100, UUID, threads=[("qemu", None), ("CPU 0/KVM", None)])
     (folder / "status").write_text("Name:\tqemu\n")  # it is about to end, and has given its memory back
-    assert processes.counters([UUID]) == {UUID: VmCounters(UUID, 0.0, None, None)}
+    assert processes.counters([UUID]) == {UUID: VmCounters(UUID, 0.0, None, None, STARTED)}
 
 
 def test_vcpus_come_and_go(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_odd_processes_hide_no_vm(tmp_path: Path, name: str, text: bytes) -> Non
     make_process(tmp_path, 200, OTHER, ticks=(TICKS, 0))
     assert QemuProcesses(tmp_path).counters([UUID, OTHER]) == {
         UUID: VmCounters(UUID),
-        OTHER: VmCounters(OTHER, 1.0, None, 20),
+        OTHER: VmCounters(OTHER, 1.0, None, 20, STARTED),
     }
 
 

@@ -87,6 +87,7 @@ class _Process:
             cpu_s=(int(stat[_UTIME]) + int(stat[_STIME])) * _TICK_S,
             delay_s=self._delay_s(),
             resident_mib=sum([int(kib) for kib in resident]) // 1024 if resident else None,
+            started=self.started,
         )
 
     def _stat(self) -> list[bytes]:
