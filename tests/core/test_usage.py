@@ -7,8 +7,9 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from core.model import HostState
 from core.usage import (
@@ -204,12 +205,17 @@ def moments(draw: st.DrawFn) -> tuple[HostState, Counters | None, Counters]:
     return state, draw(st.none() | st.builds(moment)), moment()
 
 
-@given(moments())
-def test_levels_and_free_cpus_add_up_to_the_host(drawn: tuple[HostState, Counters | None, Counters]) -> None:
+@given(moments(), st.floats(1, 1e6))
+def test_levels_and_free_cpus_add_up_to_the_host(
+    drawn: tuple[HostState, Counters | None, Counters], seconds: float
+) -> None:
     state, before, now = drawn
+    before = before or now
+    before = replace(before, host=replace(before.host, at=now.host.at - seconds))
     found = usage(before, now, state, 0).host
-    assume(found.busy_cpus is not None)
-    assert before is not None
+    if found.busy_cpus is None:
+        assert not before.host.cpus.keys() & now.host.cpus.keys()
+        return
     elapsed = now.host.at - before.host.at
 
     def busy(cpu: int) -> float:
@@ -218,7 +224,7 @@ def test_levels_and_free_cpus_add_up_to_the_host(drawn: tuple[HostState, Counter
 
     free = sum(busy(cpu) for cpu in state.free.ids())
     assert sum(level.busy_cpus or 0 for level in found.levels) + free == pytest.approx(found.busy_cpus)
-    assert 0 <= (found.busy_cpus or 0) <= len(state.topology.cpu_ids) + 1e-9
+    assert 0 <= found.busy_cpus <= len(state.topology.cpu_ids) + 1e-9
     for level, subset in zip(found.levels, state.subsets, strict=True):
         assert 0 <= (level.busy_cpus or 0) <= len(subset.cpus) + 1e-9
 
