@@ -92,6 +92,10 @@ class HostUsage(msgspec.Struct, frozen=True):
     nodes: tuple[NodeMemory, ...] = ()
     levels: tuple[LevelUsage, ...] = ()
 
+    def of_level(self, level: int) -> LevelUsage:
+        """Of a level, in thousandths; of one that has come since, nothing is known."""
+        return next((found for found in self.levels if found.level == level), LevelUsage(level=level))
+
 
 class Usage(msgspec.Struct, frozen=True):
     """The figures of a host and of its VMs, by name; of a VM that was not seen nothing is there."""

@@ -16,7 +16,7 @@ from core.cpuset import format_cpu_list
 from core.level import UNIT, LevelError, format_level, parse_level
 from core.status import LevelStatus
 from core.topology import NO_CACHE
-from core.usage import HostUsage, LevelUsage
+from core.usage import HostUsage
 from vmstackctl.values import busy, gib, memory, number, percent, printable, ratio
 from vmstackd.api.replies import CpuReply, StatusReply, TopologyReply
 
@@ -294,8 +294,7 @@ def _level_row(level: LevelStatus, mark: Mark) -> Iterator[RenderableType]:
 
 
 def _usage_row(usage: HostUsage, level: int) -> Iterator[RenderableType]:
-    # A level that has come since the last measurement has none.
-    measured = next((found for found in usage.levels if found.level == level), LevelUsage(level=level))
+    measured = usage.of_level(level)
     yield busy(measured.busy_cpus)
     if measured.delay_median is None or measured.delay_p99 is None:
         yield "-"

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Self
 
 from core.trace import HEADER, Sample, format_sample
+from vmstackd.trace_writer import begins_as_trace
 
 DEFAULT = Path("results/replay.csv")
-_FIRST_COLUMN = HEADER.partition("\t")[0] + "\t"
 
 
 class RecordError(Exception):
@@ -31,7 +31,7 @@ def refusal(path: Path, source: Path) -> str | None:
         if any(os.path.samestat(path.stat(), os.fstat(stream)) for stream in (1, 2)):
             return "what is printed goes there; name another file"
         with path.open("rb") as there:
-            if not HEADER.encode().startswith(there.read(len(_FIRST_COLUMN))):
+            if not begins_as_trace(there.fileno()):
                 return "this is there and not a trace; name another file, or move it away"
             try:
                 fcntl.flock(there, fcntl.LOCK_SH | fcntl.LOCK_NB)

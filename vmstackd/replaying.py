@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from core.model import HostState
 from core.policy import POLICIES
 from core.replay import Replay
 from core.trace import COLUMNS
-from vmstackd.daemon.command_line import fail
+from vmstackd.daemon.command_line import abandon_stdout, fail
 from vmstackd.daemon.life import EXIT_DONE, EXIT_FAILED
 from vmstackd.daemon.log import one_line
 from vmstackd.replay_output import FORMS, Form, Setup
@@ -103,13 +102,13 @@ def replay(settings: Settings, state: HostState, order: Order) -> int:
     except (TraceFileError, RecordError) as error:
         return fail(TABLE, error, EXIT_FAILED)
     except _Ended as ended:
-        _abandon_stdout()
+        abandon_stdout()
         return 128 + ended.number
     except BrokenPipeError:
-        _abandon_stdout()
+        abandon_stdout()
         return 128 + signal.SIGPIPE
     except OSError as error:
-        _abandon_stdout()
+        abandon_stdout()
         return fail(TABLE, f"cannot write: {error.strerror}", EXIT_FAILED)
     return EXIT_DONE
 
@@ -219,8 +218,3 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _abandon_stdout() -> None:
-    """What is still buffered has nowhere to go; without this, Python would try again when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

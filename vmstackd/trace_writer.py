@@ -145,12 +145,17 @@ class TraceWriter:
 
     def _check_trace(self, path: Path, descriptor: int) -> None:
         """It will be moved away or emptied, which must not happen to what somebody named by mistake."""
-        if not _FIRST_COLUMN.startswith(os.pread(descriptor, len(_FIRST_COLUMN), 0)):
+        if not begins_as_trace(descriptor):
             next_step = "name another file, or move it away"
             raise TraceWriteError(self._about(path, "it is there and not a trace"), next_step)
 
     def _about(self, path: Path, reason: str) -> str:
         return reason if path == self.path else f"{path}: {reason}"
+
+
+def begins_as_trace(descriptor: int) -> bool:
+    """Whether a file may be a trace; an empty one may. Raises OSError."""
+    return _FIRST_COLUMN.startswith(os.pread(descriptor, len(_FIRST_COLUMN), 0))
 
 
 def _has_name(descriptor: int, path: Path) -> bool:

@@ -93,10 +93,14 @@ def show(table: Table, text: str) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        # What is still buffered has nowhere to go; without this, Python would try again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_stdout()
         return fail(table, f"cannot write: {error.strerror}", EXIT_FAILED)
     return EXIT_DONE
+
+
+def abandon_stdout() -> None:
+    """What is still buffered has nowhere to go; without this, Python would try again when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(table: Table, error: Exception | str, code: int) -> int:

@@ -139,8 +139,8 @@ def _subset(source: tuple[LevelStatus, list[replies.VmReply]]) -> Properties:
 
 def _measured_subset(source: tuple[LevelStatus, list[replies.VmReply]], sampler: Sampler) -> Properties:
     level, _ = source
-    levels = () if sampler.usage is None else sampler.usage.host.levels
-    usage = next((found for found in levels if found.level == level.level), LevelUsage(level=level.level))
+    known = sampler.usage
+    usage = LevelUsage(level=level.level) if known is None else known.host.of_level(level.level)
     return {
         "BusyCpus": values.figure(usage.busy_cpus),
         "DelaySeconds": values.figure(usage.delay_s),
