@@ -6,7 +6,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 SOURCES = sorted(str(path) for pattern in ("*.py", "*.pyx") for path in Path("core").rglob(pattern))
-HEADERS = sorted(str(path) for path in Path("core").rglob("*.h"))
+HEADERS = sorted(str(path) for pattern in ("*.h", "*.pxd") for path in Path("core").rglob(pattern))
 
 setup(
     ext_modules=cythonize(
@@ -16,7 +16,7 @@ setup(
                 [source],
                 include_dirs=["core"],
                 depends=HEADERS,
-                extra_compile_args=["-O3"],
+                extra_compile_args=["-O3", "-ffp-contract=off"],
             )
             for source in SOURCES
             if not source.endswith("__init__.py")

@@ -39,6 +39,23 @@ def growth_on(status: HostStatus, level: int, vcpus: int) -> int:
     return vcpus
 
 
+def copies_on(status: HostStatus, level: int, vcpus: int, memory_mib: int) -> int:
+    """How many VMs of this size, one after the other, the host would take; without limit of memory for memory_mib 0."""
+    reach, sold, vms, widest = status.free_cpus, 0, 0, 0
+    for found in status.levels:
+        if found.level == level:
+            reach, sold, vms, widest = reach + found.cpus, found.vcpus, found.vms, found.widest
+    if reach < max(vcpus, widest):
+        return 0
+    copies = max(0, (reach * level // UNIT - sold) // vcpus)
+    at_one = _critical(status, level) - 1 - vms  # VMs that the level still gets without being oversubscribed
+    if at_one > 0:
+        early = max(0, (reach - sold) // vcpus)
+        if early < at_one:
+            copies = early
+    return min(copies, status.free_mib // memory_mib) if memory_mib else copies
+
+
 def progress_on(status: HostStatus, level: int, vcpus: int, memory_mib: int) -> float:
     """How much a VM would bring the host's memory per CPU nearer to the hardware's, as ``core.allocator.progress``."""
     used = 0
@@ -113,12 +130,15 @@ def fault(status: HostStatus) -> str:
     return next(_faults(status), "")
 
 
-def _ratio(status: HostStatus, level: int, vm_count: int) -> int:
-    critical = status.critical_size
+def _critical(status: HostStatus, level: int) -> int:
     for exception, size in status.critical_sizes:
         if exception == level:
-            critical = size
-    return level if vm_count >= critical else UNIT
+            return size
+    return status.critical_size
+
+
+def _ratio(status: HostStatus, level: int, vm_count: int) -> int:
+    return level if vm_count >= _critical(status, level) else UNIT
 
 
 def _level(

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from core.host_policy.base import HostPolicy
 from core.host_policy.first_fit import FirstFitPolicy
 from core.host_policy.progress import ProgressPolicy
+from core.host_policy.worth import WorthPolicy
 
-HOST_POLICIES: Mapping[str, HostPolicy] = {policy.name: policy for policy in (ProgressPolicy(), FirstFitPolicy())}
+HOST_POLICIES: Mapping[str, HostPolicy] = {
+    policy.name: policy for policy in (WorthPolicy(), ProgressPolicy(), FirstFitPolicy())
+}
 """Every host policy by its name."""
 
 DEFAULT_HOST_POLICY = "progress"

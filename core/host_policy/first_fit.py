@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from core.demand import Market
 from core.status import HostStatus
 
 
@@ -11,5 +12,12 @@ class FirstFitPolicy:
     name = "first-fit"
     kernel: str | None = "constant"
 
-    def score(self, status: HostStatus, level: int, vcpus: int, memory_mib: int) -> float:  # noqa: ARG002  all equal
+    def score(
+        self,
+        status: HostStatus,  # noqa: ARG002  all are equal, here and below
+        level: int,  # noqa: ARG002
+        vcpus: int,  # noqa: ARG002
+        memory_mib: int,  # noqa: ARG002
+        market: Market | None,  # noqa: ARG002
+    ) -> float:
         return 0.0

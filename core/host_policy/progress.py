@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.admission import progress_on
+from core.demand import Market
 from core.status import HostStatus
 
 
@@ -12,5 +13,12 @@ class ProgressPolicy:
     name = "progress"
     kernel: str | None = "progress"
 
-    def score(self, status: HostStatus, level: int, vcpus: int, memory_mib: int) -> float:
+    def score(
+        self,
+        status: HostStatus,
+        level: int,
+        vcpus: int,
+        memory_mib: int,
+        market: Market | None,  # noqa: ARG002  it learns nothing
+    ) -> float:
         return progress_on(status, level, vcpus, memory_mib)

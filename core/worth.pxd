@@ -1,0 +1,53 @@
+# cython: language_level=3
+from libc.stdint cimport int32_t, int64_t
+
+from core.host_figures cimport Host
+
+cdef enum:
+    MOST_SHAPES = 24
+
+# A popular shape. fraction: CPUs that it is sold as, vCPUs / level.
+ctypedef struct Popular:
+    int32_t level  # place in levels
+    double vcpus
+    double memory
+    double fraction
+    double share  # of all arrivals of popular shapes
+
+# A host, or one with a VM more, as far as worth and waste depend on it.
+ctypedef struct View:
+    double free  # CPUs that are not sold
+    int64_t free_mib
+    int64_t cpus  # that are in no subset
+    int64_t one[3]  # paper accounting: vCPUs at 1:1, 2:1, 3:1
+    int64_t vms[3]
+    int64_t reach[MOST_SHAPES]  # by place in levels: CPUs that the level has or could have
+    int64_t sold[MOST_SHAPES]  # its vCPUs
+    int64_t alone[MOST_SHAPES]  # VMs that it gets at 1:1 before it is oversubscribed
+    int64_t widest[MOST_SHAPES]
+
+cdef class Worth:
+    cdef int shape_count
+    cdef int level_count
+    cdef Popular shapes[MOST_SHAPES]
+    cdef int32_t levels[MOST_SHAPES]
+    cdef double cpus
+    cdef double memory
+    cdef double cpu_use
+    cdef double memory_use
+    cdef double per_cpu  # steps of the table
+    cdef int64_t grain
+    cdef int steps
+    cdef int grains
+    cdef double *table
+
+    cdef int fill(self, market) except -1
+    cdef void see(self, const Host *host, bint paper, View *view) noexcept nogil
+    cdef void add(self, View *view, int32_t level, int64_t vcpus, int64_t memory, int64_t extra) noexcept nogil
+    cdef double standing_of(self, const View *view, int64_t cpus, bint paper) noexcept nogil
+    cdef double worth_of(self, double free_cpus, int64_t free_mib) noexcept nogil
+    cdef double waste_of(self, const View *view, int64_t cpus, bint paper) noexcept nogil
+    cdef double standing(self, const Host *host, bint paper) noexcept nogil
+    cdef double cost(
+        self, const Host *host, double standing, int32_t level, int64_t vcpus, int64_t memory, int64_t extra, bint paper
+    ) noexcept nogil
