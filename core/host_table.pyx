@@ -16,6 +16,13 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+from core.host_figures cimport (
+    ABSENT, HIGHEST, KNOWN, MAX_CPUS, MAX_VCPUS, OPEN, PROGRESS, UNIT, WITHOUT_FIGURES, WORTH, CriticalSize, Host,
+    Subset, growth_of, need_of, penalty_of, progress_of,
+)
+from core.host_search cimport HostSearch, Slot
+from core.worth cimport Worth
+
 cdef extern from "host_bounds.h":
     enum: LANES
     enum: ONE_TO_ONE
@@ -71,8 +78,10 @@ def use_registers(int most):
 
 use_registers(512)
 
-KERNELS = {"constant": 0, "progress": 1}
-"""The compiled scores by name: ``constant`` is 0.0 for every host, ``progress`` is ``core.admission.progress_on``."""
+KERNELS = {"constant": 0, "progress": 1, "worth": 2}
+"""The compiled scores by name: ``constant`` is 0.0 for every host, ``progress`` is ``core.admission.progress_on``,
+``worth`` that of ``core.host_policy.worth``.
+"""
 
 UNKNOWN = "unknown"
 """Why a host is closed whose figures count in no total."""
@@ -80,12 +89,7 @@ UNKNOWN = "unknown"
 MAX_HOSTS = 1 << 20
 """Numbers of hosts are below this."""
 
-# As in core.level and core.admission, which this cannot import.
 cdef enum:
-    UNIT = 1000
-    HIGHEST = 64 * UNIT
-    MAX_CPUS = 1 << 20
-    MAX_VCPUS = 1 << 30
     MAX_16 = 0x7FFF
     MAX_32 = 0x7FFFFFFF
     SHAPES = 64  # requests whose bounds are kept
@@ -103,43 +107,7 @@ cdef enum:
 
 # Places in the table's reasons.
 cdef enum:
-    OPEN = 0
     CLOSED_AS_UNKNOWN = 1
-
-cdef enum:
-    ABSENT = 0
-    WITHOUT_FIGURES = 1
-    KNOWN = 2
-
-
-ctypedef struct Subset:
-    int32_t level
-    int32_t critical
-    int32_t following  # the ratio with one more VM
-    int32_t cpus
-    int32_t vcpus
-    int32_t vms
-    int32_t widest
-
-
-ctypedef struct Host:
-    int64_t memory
-    int64_t allocated
-    int64_t free_mib
-    int64_t generation
-    double optimal
-    double distance
-    Subset *subsets
-    int32_t subset_count
-    int32_t cpus
-    int32_t free
-    int32_t held
-    int32_t used
-    int32_t vms
-    int32_t critical
-    int16_t closed  # place in the table's reasons
-    char state
-    char skipped
 
 
 ctypedef struct Level:
@@ -176,44 +144,8 @@ ctypedef struct Shape:
     double *best  # by group of blocks
 
 
-cdef inline int64_t ceiling(int64_t dividend, int64_t divisor) noexcept nogil:
-    return (dividend + divisor - 1) // divisor
-
-
-cdef inline Subset *subset_of(const Host *host, int32_t level) noexcept nogil:
-    cdef int k
-    for k in range(host.subset_count):
-        if host.subsets[k].level == level:
-            return host.subsets + k
-    return NULL
-
-
-cdef inline int64_t need_of(const Subset *subset, int64_t ratio, int64_t vcpus) noexcept nogil:
-    """CPUs for the VMs there are and one more; vcpus 0: without."""
-    return max(max(<int64_t>subset.widest, vcpus), ceiling((subset.vcpus + vcpus) * UNIT, ratio))
-
-
-cdef inline int64_t growth_of(const Host *host, int32_t level, int64_t vcpus) noexcept nogil:
-    cdef Subset *subset = subset_of(host, level)
-    if subset is NULL:
-        return vcpus
-    return max(<int64_t>0, need_of(subset, subset.following, vcpus) - subset.cpus)
-
-
-cdef inline double penalty_of(const Host *host) noexcept nogil:
-    return 1.0 + <double>host.used / <double>host.cpus
-
-
 cdef inline double score_of(int kernel, const Host *host, int64_t extra, int64_t memory) noexcept nogil:
-    """The same operations in the same order as progress_on; no product is added to, so none can be fused."""
-    cdef double after, gain
-    if kernel == 0:
-        return 0.0
-    after = <double>(host.allocated + memory) / <double>(host.used + extra)
-    gain = host.distance - fabs(after - host.optimal)
-    if gain < 0:
-        return gain * penalty_of(host)
-    return gain
+    return progress_of(host, extra, memory) if kernel == PROGRESS else 0.0
 
 
 cdef int64_t figure(object source, str name, int64_t least, int64_t most) except? -1:
@@ -306,6 +238,7 @@ cdef class HostTable:
     cdef Totals totals
     cdef Subset *scratch
     cdef int scratch_space
+    cdef HostSearch by_worth
     cdef Shape shapes[SHAPES]
     cdef int32_t log[LOG]
     cdef uint64_t changes
@@ -314,6 +247,7 @@ cdef class HostTable:
     def __cinit__(self):
         cdef int number
         self.criticals = []
+        self.by_worth = HostSearch(WORTH)
         self.reasons = ["", UNKNOWN]
         self.absent = <level_block *>aligned(GROUP * sizeof(level_block))
         for number in range(GROUP * LANES):
@@ -323,6 +257,7 @@ cdef class HostTable:
         cdef int k
         for k in range(self.end):
             free(self.hosts[k].subsets)
+            free(self.hosts[k].criticals)
         for k in range(self.level_count):
             self.free_level(self.levels[k])
         self.forget_shapes()
@@ -348,6 +283,7 @@ cdef class HostTable:
         cdef Host new
         cdef Host *old
         cdef Subset *spare
+        cdef CriticalSize *sizes
         cdef int k
         self.read(status, &new)
         new.closed = self.reason(closed)
@@ -359,12 +295,22 @@ cdef class HostTable:
             spare = <Subset *>grown(NULL, new.subset_count * sizeof(Subset))
         else:
             spare = old.subsets
+        sizes = old.criticals
+        if status.critical_sizes != self.criticals[host]:
+            sizes = <CriticalSize *>grown(NULL, max(1, len(status.critical_sizes)) * sizeof(CriticalSize))
+            for k, (level, size) in enumerate(status.critical_sizes):
+                sizes[k].level = capped(level, HIGHEST + 1)
+                sizes[k].size = max(0, capped(size, MAX_VCPUS))
         self.take_out(host)
+        if sizes is not old.criticals:
+            free(old.criticals)
         if spare is not old.subsets:
             free(old.subsets)
         if new.subset_count:
             memcpy(spare, self.scratch, new.subset_count * sizeof(Subset))
         new.subsets = spare
+        new.criticals = sizes
+        new.critical_count = len(status.critical_sizes)
         new.state = KNOWN
         self.present += old.state == ABSENT
         old[0] = new
@@ -396,6 +342,7 @@ cdef class HostTable:
         self.known(host)
         self.take_out(host)
         free(self.hosts[host].subsets)
+        free(self.hosts[host].criticals)
         memset(self.hosts + host, 0, sizeof(Host))
         self.criticals[host] = ()
         self.present -= 1
@@ -493,6 +440,7 @@ cdef class HostTable:
             self.block_count = block + 1
         self.criticals.extend([()] * (host + 1 - self.end))
         self.end = host + 1
+        self.by_worth.forget()
         return 0
 
     # One host in the columns and in the totals
@@ -642,6 +590,8 @@ cdef class HostTable:
         self.log[self.changes % LOG] = block
         self.changed[block] = self.changes
         self.changes += 1
+        if number < self.by_worth.count:
+            self.by_worth.change(number)
 
     # Choosing
 
@@ -654,6 +604,8 @@ cdef class HostTable:
         cdef list skipped = self.there(without)
         if self.block_count == 0:
             return None
+        if kernel == WORTH:
+            return self.cheapest(&vm, memory, skipped)
         shape = self.shape_of(kernel, &vm, memory)
         for host in skipped:
             self.hosts[host].skipped = 1
@@ -665,6 +617,55 @@ cdef class HostTable:
         for host in skipped:
             self.set_block(shape, host // LANES, INFINITY, BOUND)
         return found
+
+    cdef tuple cheapest(self, const vm_request *vm, int64_t memory, list skipped):
+        """As ``best``, by worth."""
+        cdef Slot *slot
+        cdef int number
+        cdef double cost = INFINITY
+        self.cover()
+        slot = self.by_worth.slot_of(vm.level, vm.vcpus, memory)
+        costs = [slot.costs[host] for host in skipped]
+        for host in skipped:
+            self.by_worth.set_cost(slot, host, INFINITY)
+        number = self.by_worth.cheapest(slot)
+        if number >= 0:
+            cost = slot.costs[number]
+        for host, before in zip(skipped, costs):
+            self.by_worth.set_cost(slot, host, before)
+        return None if number < 0 else (number, -cost)
+
+    cdef int cover(self) except -1:
+        """Make the search by worth see the hosts where they are now."""
+        if self.by_worth.count != self.end:
+            self.by_worth.cover(self.hosts, self.end)
+        return 0
+
+    def value_by(self, Worth worth not None):
+        """What the free room of hosts is worth from now on; before the first call, nothing."""
+        self.by_worth.value_by(worth)
+
+    def supply(self):
+        """The fields of ``core.demand.Supply``, of the hosts that ``sums`` is of."""
+        cdef Host *host
+        cdef int number
+        cdef int servers = 0
+        cdef int32_t most_cpus = 0
+        cdef int64_t most_mib = 0
+        cdef Totals sums
+        for number in range(self.end):
+            host = self.hosts + number
+            if host.state == KNOWN and host.closed != CLOSED_AS_UNKNOWN:
+                servers += 1
+                most_cpus = max(most_cpus, host.cpus)
+                most_mib = max(most_mib, host.memory)
+        sold = []
+        for number in range(self.level_count):
+            if self.levels[number].vcpus:
+                sold.append((self.levels[number].level, self.levels[number].vcpus))
+        sold.sort()
+        sums = self.totals
+        return servers, sums.cpus, sums.memory, most_cpus, most_mib, tuple(sold), sums.allocated
 
     cdef int64_t ask(self, vm_request *vm, level, vcpus, memory_mib) except -1:
         """Make a request of C numbers; its memory is returned in full. More than any host has becomes just that."""
@@ -890,6 +891,9 @@ cdef class HostTable:
             return None, "cpu"
         if memory > host.free_mib:
             return None, "memory"
+        if kernel == WORTH:
+            self.cover()
+            return -self.by_worth.cost(number, vm.level, vm.vcpus, memory), ""
         return score_of(kernel, host, extra, memory), ""
 
     def figures(self, int number):

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 
 import msgspec
 
+from core.demand import Demand, Lesson, Supply
 from core.host_policy.base import HostPolicy
 from core.host_table import KERNELS, MAX_HOSTS, UNKNOWN, HostTable
 from core.level import UNIT
 from core.status import HostStatus, LevelStatus, level_status
+from core.worth import Worth
 
 __all__ = ["KERNELS", "MAX_HOSTS", "UNKNOWN", "Choice", "Inventory"]
 
@@ -30,6 +32,19 @@ class Inventory(HostTable):
 
     Levels in thousandths, memory in MiB; vcpus >= 1, memory_mib >= 0 and a level from core.level, else ValueError.
     """
+
+    def __init__(self, lesson: Lesson | None = None) -> None:
+        """lesson: what has been learnt from arrivals before, if anything."""
+        self.demand = Demand(lesson)
+        if self.demand.market is not None:
+            self.value_by(Worth(self.demand.market))
+
+    def arrived(self, level: int, vcpus: int, memory_mib: int) -> None:
+        """Somebody asks for a VM: policies may learn from it. To be told once, before a host is chosen."""
+        if self.demand.arrived(level, vcpus, memory_mib):
+            supply = Supply(*self.supply())
+            if supply.servers:
+                self.value_by(Worth(self.demand.look(supply)))
 
     def choose(
         self, policy: HostPolicy, level: int, vcpus: int, memory_mib: int, without: Iterable[int] = ()
@@ -60,10 +75,20 @@ class Inventory(HostTable):
         for host in self.numbers():
             score, reason = self.judged(kernel, host, level, vcpus, memory_mib)
             if score is not None and policy.kernel is None:
-                status = self.status(host)
-                score = None if status is None else policy.score(status, level, vcpus, memory_mib)
+                score = self._plain_score(policy, host, level, vcpus, memory_mib)
             found.append((host, score, reason))
         return found
+
+    def score(self, policy: HostPolicy, host: int, level: int, vcpus: int, memory_mib: int) -> float | None:
+        """The score of one host, None if it would not take the VM. KeyError if there is no such host."""
+        score, _ = self.judged(KERNELS[policy.kernel or "constant"], host, level, vcpus, memory_mib)
+        if score is not None and policy.kernel is None:
+            return self._plain_score(policy, host, level, vcpus, memory_mib)
+        return score
+
+    def _plain_score(self, policy: HostPolicy, host: int, level: int, vcpus: int, memory_mib: int) -> float | None:
+        status = self.status(host)
+        return None if status is None else policy.score(status, level, vcpus, memory_mib, self.demand.market)
 
     def status(self, host: int) -> HostStatus | None:
         """The figures of a host, those that follow from others computed anew; None if it has none.

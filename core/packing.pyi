@@ -1,12 +1,9 @@
 from collections.abc import Sequence
-from typing import Literal
 
 from core.demand import Demand
 from core.host_policy.base import HostPolicy
 from core.status import HostStatus
-from core.workload import WorkloadVm
-
-Accounting = Literal["host", "paper"]
+from core.workload import Accounting, WorkloadVm
 
 ACCOUNTINGS: tuple[Accounting, ...]
 PAPER_LEVELS: tuple[int, ...]

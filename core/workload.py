@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+Accounting = Literal["host", "paper"]
+"""Who says what a server admits: a host of ours, or the simulator of the SlackVM paper."""
 
 
 class WorkloadVm(msgspec.Struct, frozen=True, gc=False):
