@@ -19,7 +19,7 @@ SHARPNESS = 64
 FRAGMENTATION = 0.05
 """What waste counts beside worth."""
 PACKING = 0.005
-"""What the square of the free share counts: it keeps empty servers empty."""
+"""What the share that stays free counts: of servers that are equally good, the fuller."""
 
 cdef double FRAGMENTATION_ = FRAGMENTATION
 cdef double PACKING_ = PACKING
@@ -226,7 +226,7 @@ cdef class Worth:
         loss = standing - self.standing_of(&view, host.cpus, paper)
         idle_cpus = max(view.free, 0.0) / host.cpus
         idle_mib = <double>view.free_mib / host.memory if host.memory else 0.0
-        loss += PACKING_ * (self.cpu_use * idle_cpus * idle_cpus + self.memory_use * idle_mib * idle_mib)
+        loss += PACKING_ * (self.cpu_use * idle_cpus + self.memory_use * idle_mib)
         return floor(loss * GRID + 0.5) / GRID
 
     def of(self, double free_cpus, free_mib):

@@ -67,7 +67,7 @@ class WorthOracle:
         put(after, level, vcpus, memory)
         lost = self.worth(unsold(host), host.free_memory) - self.worth(unsold(after), after.free_memory)
         cpus, mib = float(max(Fraction(0), unsold(after))) / host.cpus, after.free_memory / host.memory
-        packed = self.cpu_use * cpus**2 + self.memory_use * mib**2
+        packed = self.cpu_use * cpus + self.memory_use * mib
         return lost + 0.05 * (self.waste(after) - self.waste(host)) + 0.005 * packed
 
 

@@ -7,7 +7,7 @@
 4. What of the room is *wasted*: what stays free when it is filled with copies of one popular shape, on average over
    these, weighted by how often they arrive.
 5. A VM costs the worth that is lost, 0.05 times the waste that is added,
-6. and 0.005 times the square of the share that stays free, so that full hosts are preferred and empty ones stay so.
+6. and 0.005 times the share that stays free, so that of hosts that are equally good the fuller one gets it.
 7. The lowest cost wins; of equals, the first host.
 8. What is popular and scarce is looked at anew whenever the number of arrivals has grown by a quarter.
 
@@ -41,7 +41,7 @@ class WorthPolicy:
         cpu_use, memory_use = (market.cpu_use, market.memory_use) if market is not None else (1.0, 1.0)
         idle_cpus = max(_unsold(after), 0.0) / after.cpus
         idle_mib = after.free_mib / after.memory_mib if after.memory_mib else 0.0
-        cost += PACKING * (cpu_use * idle_cpus * idle_cpus + memory_use * idle_mib * idle_mib)
+        cost += PACKING * (cpu_use * idle_cpus + memory_use * idle_mib)
         return -math.floor(cost * GRID + 0.5) / GRID
 
 
