@@ -1,0 +1,1 @@
+"""``vmstackctl plan``: how many servers a workload needs."""
