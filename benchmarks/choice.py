@@ -6,8 +6,9 @@ of three levels; and, as the hardest case for bounds, all are the same and empty
 
 new: each request asks for another amount of memory, so that nothing kept from earlier ones is of use. again: requests
 of 36 sizes at random, each host that is chosen takes the VM and is put; the first round over all sizes is not counted.
-put: the host that was just chosen. learn: what arrivals teach, looked at anew (``worth`` alone learns; it has no target
-for requests that are new, for which every host is computed). Other load on the machine shows in p99, less in the median, hardly in the least.
+put: the host that was just chosen. learn: what arrivals teach, looked at anew. ``worth`` alone learns; for a request
+that is new it computes every host, for which there is no target. Other load on the machine shows in p99, less in the
+median, hardly in the least.
 """
 
 from __future__ import annotations
