@@ -13,7 +13,7 @@ TRACES ?=
 TRACE ?= results/monitoring.csv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run purge test test-fast check format demo trace bench conformance topologies introspection deb clean
+.PHONY: help setup build run purge test test-fast check format demo trace bench sizing conformance topologies introspection deb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -59,6 +59,9 @@ trace: .venv/ready  ## an example of a recording, half a day of a simulated host
 
 bench: .venv/ready  ## decision times, transports, clusters, memory, start-up, overhead over libvirt
 	$(PYTHON) -m benchmarks
+
+sizing: .venv/ready  ## servers that each host policy needs, for many workloads: make sizing ARGS="--seeds 11-13"
+	@$(PYTHON) -m benchmarks.sizing $(ARGS)
 
 conformance: .venv/ready  ## replay recorded decisions: make conformance TRACES="FILES"
 	@$(PYTHON) -m tests.conformance $(TRACES)

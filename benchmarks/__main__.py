@@ -6,7 +6,18 @@ import importlib
 import os
 import sys
 
-BENCHMARKS = ("decisions", "choice", "daemon", "sampling", "replay", "transports", "cluster", "overhead")
+BENCHMARKS = (
+    "decisions",
+    "choice",
+    "capacity",
+    "packing",
+    "daemon",
+    "sampling",
+    "replay",
+    "transports",
+    "cluster",
+    "overhead",
+)
 """What can be measured, in the order it is run; a new benchmark is one module with a ``main``, and its name here."""
 
 

@@ -19,7 +19,7 @@ REMEMBERED = 1 << 16
 
 
 class Shape(msgspec.Struct, frozen=True, gc=False):
-    """What a VM is sold as, and how many such VMs have arrived."""
+    """What VMs are sold as, and how many of them there are, or have arrived."""
 
     level: int
     vcpus: int

@@ -10,6 +10,8 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove, memset
 
+from cpython.exc cimport PyErr_CheckSignals
+
 from core.host_figures cimport (
     HIGHEST, KNOWN, MAX_CPUS, MAX_VCPUS, UNIT, WORTH, Host, Subset, subset_of,
 )
@@ -24,9 +26,8 @@ ACCOUNTINGS = ("host", "paper")
 PAPER_LEVELS = (1000, 2000, 3000)
 """Those that the paper's accounting knows."""
 
-# Shapes of a workload and tables of worth that are kept.
 cdef enum:
-    KEPT_CELLS = 1 << 22
+    KEPT_CELLS = 1 << 22  # of tables of worth
 
 KERNELS = {"constant": 0, "progress": 1, "worth": 2}
 
@@ -185,6 +186,8 @@ cdef class Packing:
             self.worths = events.worths
             for k in range(events.count):
                 request = events.requests + k
+                if k % 4096 == 0:
+                    PyErr_CheckSignals()  # so that Ctrl-C is not noticed at the end only
                 while next_leaving < events.leaving_count and events.departures[next_leaving] < request.arrival:
                     left = events.leaving[next_leaving]
                     self.take(places[left], events.requests + left)

@@ -6,6 +6,7 @@ Nothing is asked of any host to choose one. Everything is decided in the event l
 from __future__ import annotations
 
 import asyncio
+import heapq
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from typing import get_args
 import msgspec
 
 from core.admission import MAX_GENERATION
-from core.host_policy import HostPolicy
+from core.host_policy import HOST_POLICIES, HostPolicy
 from core.usage import HostUsage
 from globald.asking import answer_of
 from globald.link import Link
@@ -42,11 +43,15 @@ LOOK_S = 2.0
 """Seconds between two looks into the folder of hosts."""
 AT_ONCE = 64
 """Hosts that are asked at the same time for something that all must tell."""
+PROGRESS = HOST_POLICIES["progress"]
+"""What the operation of that name tells, whatever chooses hosts."""
 READ_S = 10.0
 """Seconds that a host gets to answer what changes nothing."""
 HOSTS_AT_ONCE = 2000
 """In one answer, which has its limit of bytes."""
 SHOWN_PROBLEMS = 20
+MOST_SHAPES = 4096
+"""What VMs are sold as, that are told at once."""
 MOST_DUPLICATES = 1000
 """Names on several hosts that are told at once."""
 CONNECTS_AT_ONCE = 256
@@ -189,7 +194,7 @@ class Cluster(Operations):
     def at_once(self, request: requests.Request) -> bool:
         if isinstance(request, requests.Status):
             return not request.host
-        return isinstance(request, requests.Progress | requests.Hosts)
+        return isinstance(request, requests.Progress | requests.Hosts | requests.Demand)
 
     async def answer(self, request: requests.Request, request_id: str) -> replies.Reply:
         match request:
@@ -211,6 +216,8 @@ class Cluster(Operations):
                 return await self._topology(request.host, request_id)
             case requests.Hosts():
                 return self._some_hosts(request.first)
+            case requests.Demand():
+                return self._demand()
             case requests.HostAdd():
                 return self._host_add(request)
             case requests.HostRemove():
@@ -407,7 +414,7 @@ class Cluster(Operations):
     def _progress(self, request: requests.Progress) -> replies.ProgressReply:
         wanted = self._member(request.host) if request.host else None
         size = request.level, request.vcpus, request.memory_mib
-        found = self.members.inventory.scores(self._placing.policy, *size)
+        found = self.members.inventory.scores(PROGRESS, *size)
         if wanted is not None:
             found = [score for score in found if score[0] == wanted.number]
         fitting = [(score, -number) for number, score, _ in found if score is not None]
@@ -419,6 +426,16 @@ class Cluster(Operations):
         )
         best, number = max(fitting)
         return replies.ProgressReply(progress=best, host=self.members.at(-number).name, hosts=hosts)
+
+    def _demand(self) -> replies.DemandReply:
+        lesson = self.members.inventory.demand.lesson()
+        if len(lesson.shapes) > MOST_SHAPES:
+            places = heapq.nlargest(
+                MOST_SHAPES, range(len(lesson.shapes)), key=lambda place: lesson.shapes[place].count
+            )
+            # In the order in which they came, which decides between those that are equally frequent.
+            lesson = msgspec.structs.replace(lesson, shapes=tuple([lesson.shapes[place] for place in sorted(places)]))
+        return replies.DemandReply(policy=self._placing.policy.name, lesson=lesson)
 
     async def _list(self, host: str, request_id: str) -> replies.ListReply:
         members = [self._member(host)] if host else list(self.members)

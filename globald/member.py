@@ -18,13 +18,10 @@ LONGEST_TEXT = 300
 class State(Enum):
     """Of a host. What a host that is up may say of itself, being cordoned for one, is not here."""
 
-    CONNECTING = "connecting"
-    UP = "up"
-    UNKNOWN = "unknown"
-    QUARANTINED = "quarantined"
-
-
-CORDONED, HYPERVISOR_DOWN = "cordoned", "hypervisor-down"
+    CONNECTING = replies.CONNECTING
+    UP = replies.UP
+    UNKNOWN = replies.SILENT
+    QUARANTINED = replies.QUARANTINED
 
 
 class Quarantine(Exception):
@@ -104,17 +101,13 @@ class Member:
         """The state for people and programs, and why."""
         if self.state is not State.UP or self.reply is None:
             return self.state.value, self.reason
-        if self.reply.hypervisor != "up":
-            return HYPERVISOR_DOWN, short("; ".join(self.reply.degraded[:10]))
-        if self.reply.cordoned:
-            return CORDONED, short(self.reply.cordon_reason)
-        return State.UP.value, ""
+        state, reason = self.reply.state
+        return state, short(reason)
 
     @property
     def closed(self) -> str:
         """Why it can have no new VM now; empty if it can."""
-        shown, _ = self.shown_state
-        return {State.UP.value: "", State.CONNECTING.value: State.UNKNOWN.value}.get(shown, shown)
+        return replies.closed(self.shown_state[0])
 
     @property
     def connection(self) -> Client:

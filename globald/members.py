@@ -14,7 +14,7 @@ from itertools import islice
 from core.admission import fault, refusal_on, with_vm
 from core.inventory import Inventory
 from core.status import HostStatus
-from globald.member import CORDONED, Member, Quarantine, Removal, Reservation, State
+from globald.member import Member, Quarantine, Removal, Reservation, State
 from globald.sources import Entry
 from vmstackd.api import replies, session
 from vmstackd.api.errors import HypervisorFailed
@@ -329,7 +329,7 @@ class Members:
                 if not reservation.counted:
                     status = _with(status, reservation)
         member.expected = status
-        if member.closed in ("", CORDONED):
+        if member.closed in ("", replies.CORDONED):
             self.troubled.pop(member.number, None)
         else:
             self.troubled[member.number] = member

@@ -15,7 +15,7 @@ from core.admission import MAX_CPUS, MAX_GENERATION, refusal_on
 from core.host_policy import HostPolicy
 from core.inventory import Choice
 from globald.asking import answer_of
-from globald.member import CORDONED, Member, Reservation, short
+from globald.member import Member, Reservation, short
 from globald.members import Members
 from vmstackd.api import replies, requests
 from vmstackd.api.errors import (
@@ -70,6 +70,8 @@ class Placing:
         Unavailable with outcome "unknown": nobody knows whether the VM runs; its name stays taken until that is clear.
         """
         self._require_new(request.name)
+        if not request.dry_run:
+            self._members.inventory.arrived(request.level, request.vcpus, request.memory_mib)
         tried: list[int] = []
         refusal: VmstackError | None = None
         while len(tried) < self.attempts:
@@ -112,12 +114,10 @@ class Placing:
         inventory = self._members.inventory
         if wanted is None:
             return inventory.choose(self.policy, request.level, request.vcpus, request.memory_mib, tried)
-        status = wanted.expected
-        if tried or wanted.closed or status is None:
+        if tried:
             return None
-        if refusal_on(status, request.level, request.vcpus, request.memory_mib) is not None:
-            return None
-        return Choice(wanted.number, self.policy.score(status, request.level, request.vcpus, request.memory_mib))
+        score = inventory.score(self.policy, wanted.number, request.level, request.vcpus, request.memory_mib)
+        return None if score is None else Choice(wanted.number, score)
 
     async def _choose_again(self, request: requests.Deploy, wanted: Member | None, tried: list[int]) -> Choice | None:
         """What has just been removed makes room that its host tells of in a moment."""
@@ -203,7 +203,7 @@ class Placing:
         """Why the VM cannot go on this host."""
         state, reason = member.shown_state
         status = member.expected
-        if member.closed == CORDONED:
+        if member.closed == replies.CORDONED:
             return Cordoned(f"host {member.name!r} takes no new VMs: {reason or 'it is cordoned'}")
         if member.closed or status is None:
             return Unavailable(f"host {member.name!r} is {state}: {reason}")

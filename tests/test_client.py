@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from core.demand import Lesson, Shape
 from tests.faulty import FaultySim
 from tests.running import PATIENCE, ROOT
 from tests.transports.endpoint import until
@@ -93,20 +94,26 @@ def test_what_only_a_cluster_can_be_asked() -> None:
         async with door() as host, await _connect(host) as client:
             for question in (
                 client.hosts(),
+                client.demand(),
                 client.host_add(requests.HostAdd(address="a:1")),
                 client.host_remove(requests.HostRemove(host="a")),
             ):
-                with pytest.raises(InvalidRequest, match="there is no method 'host"):
+                with pytest.raises(InvalidRequest, match=r"there is no method '(host|demand)"):
                     await question
         hosts = {"hosts": [], "duplicates": [{"name": "one", "hosts": ["a", "b"]}]}
         listed = {"address": "a:1", "name": "a", "listed": False, "vms": 3}
-        answer = packed([1, 2, None, hosts], [1, 3, None, listed], [1, 4, None, listed | {"listed": True}])
+        shapes = [{"level": 1500, "vcpus": 2, "memory_mib": 512, "count": 3}]
+        demand = {"policy": "worth", "lesson": {"shapes": shapes, "seen": 3, "due": 64, "market": None}}
+        answer = packed(
+            [1, 2, None, hosts], [1, 3, None, listed], [1, 4, None, listed | {"listed": True}], [1, 5, None, demand]
+        )
         async with _server(answer, hello=True) as path, await Client.connect(str(path), program="test") as client:
             three = await asyncio.gather(
                 client.hosts(),
                 client.host_remove(requests.HostRemove(host="a")),
                 client.host_add(requests.HostAdd(address="a:1")),
             )
+            assert await client.demand() == replies.DemandReply("worth", Lesson((Shape(1500, 2, 512, 3),), 3, 64, None))
             assert three[0].duplicates == (replies.DuplicateVm(name="one", hosts=("a", "b")),)
             assert [reply.listed for reply in three[1:]] == [False, True]
             assert three[1].vms == 3

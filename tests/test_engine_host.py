@@ -341,7 +341,7 @@ def test_without_a_name_it_is_that_of_the_machine() -> None:
 
 @pytest.mark.parametrize(
     "request_",
-    [requests.Hosts(), requests.HostAdd(address="h2:8097"), requests.HostRemove(host="h2")],
+    [requests.Hosts(), requests.Demand(), requests.HostAdd(address="h2:8097"), requests.HostRemove(host="h2")],
     ids=lambda request: type(request).__name__,
 )
 def test_what_only_a_cluster_can_do_is_refused_by_name(request_: requests.Request) -> None:

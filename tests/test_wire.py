@@ -101,7 +101,7 @@ def test_nothing_is_kept_for_a_server_that_has_said_all() -> None:
 
 def test_every_operation_can_be_called_by_its_name() -> None:
     of_a_host = {"deploy", "remove", "cordon", "uncordon", "progress", "status", "list", "describe", "topology"}
-    of_a_cluster = {"hosts", "host_add", "host_remove"}
+    of_a_cluster = {"hosts", "demand", "host_add", "host_remove"}
     assert set(wire.METHODS) == of_a_host | of_a_cluster | {"hello", "ping", "subscribe"}
 
 
@@ -337,7 +337,7 @@ def test_an_unknown_method_is_named_with_those_that_exist() -> None:
     error = wire.unknown_method(wire.Call(1, "destroy", []), HOST_REQUESTS)
     assert error.details == {"field": "method"}
     assert "'destroy'" in error.message
-    there, absent = {"hello", "ping", "subscribe", "deploy", "topology"}, {"hosts", "host_add", "host_remove"}
+    there, absent = {"hello", "ping", "subscribe", "deploy", "topology"}, {"hosts", "demand", "host_add", "host_remove"}
     named = set(error.message.partition("only ")[2].split(", "))
     assert there <= named
     assert not absent & named

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 
 import click
@@ -27,8 +27,8 @@ from vmstackctl.asking import (
     refuse_names,
 )
 from vmstackctl.defaults import server
-from vmstackctl.options import ABSOLUTE_PATH, Choices, Root, Seconds, Typed
-from vmstackctl.values import parse_memory, parse_name, parse_ratio
+from vmstackctl.options import ABSOLUTE_PATH, Choices, Root, Seconds, Typed, size_options
+from vmstackctl.values import parse_name
 from vmstackd.api import requests
 from vmstackd.api.errors import InvalidRequest
 from vmstackd.client import Client
@@ -173,18 +173,6 @@ def describe(choices: Choices, names: tuple[str, ...], host: str | None) -> None
     for_each(choices, names, show)
 
 
-def _size_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--level", metavar="LEVEL", type=Typed("level", parse_ratio), required=True,
-                     help="vCPUs per CPU: 2, 1.5 or 2:1."),
-        click.option("--memory", metavar="SIZE", type=Typed("size", parse_memory), required=True,
-                     help="512M, 1.5G or 1T, in powers of 1024; a plain number is GiB."),
-        click.option("--vcpus", metavar="N", type=int, required=True, help="Virtual CPUs."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 @cli.command(
     short_help="Place and start a VM.",
     examples="""
@@ -194,7 +182,7 @@ def _size_options(command: Callable[..., None]) -> Callable[..., None]:
     """,
 )
 @click.argument("name", type=NAME)
-@_size_options
+@size_options
 @click.option("--image", metavar="PATH", type=ABSOLUTE_PATH, required=True, help="Disk image, as the host knows it.")
 @host_option("Of a cluster: on this host, and on no other.")
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
@@ -246,7 +234,7 @@ def remove(choices: Choices, names: tuple[str, ...], host: str | None, *, dry_ru
     vmstackctl progress --vcpus 4 --memory 8G --level 2:1
     """,
 )
-@_size_options
+@size_options
 @host_option("Of a cluster: on this host.")
 @chosen
 def progress(choices: Choices, vcpus: int, memory: int, level: int, host: str | None) -> None:
@@ -380,7 +368,38 @@ def _report() -> click.Command:
     return report
 
 
-cli.late |= {"pki": _pki, "report": _report}
+def _plan() -> click.Command:
+    from vmstackctl.plan.command import plan  # noqa: PLC0415  rarely needed
+
+    return plan
+
+
+def _capacity() -> click.Command:
+    from vmstackctl.capacity_command import capacity_command  # noqa: PLC0415  decides by itself, with much of core
+
+    return capacity_command
+
+
+def _explain() -> click.Command:
+    from vmstackctl.inventory_commands import explain_  # noqa: PLC0415  decides by itself, with much of core
+
+    return explain_
+
+
+def _inventory() -> click.Command:
+    from vmstackctl.inventory_commands import inventory  # noqa: PLC0415  likewise
+
+    return inventory
+
+
+cli.late |= {
+    "explain": _explain,
+    "inventory": _inventory,
+    "capacity": _capacity,
+    "plan": _plan,
+    "pki": _pki,
+    "report": _report,
+}
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -23,7 +23,11 @@ GLOBALD, VMSTACKD = "globald", "vmstackd"
 _GLOBALD_PORT = 8098
 
 
-class DefaultsError(click.ClickException):
+class FileError(click.ClickException):
+    """Which file, where in it, what is expected and what to do; in one line."""
+
+
+class DefaultsError(FileError):
     """Which file, which key, what is allowed; in one line."""
 
     exit_code = 2

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from vmstackctl.values import parse_address, parse_host
+from vmstackctl.values import parse_address, parse_host, parse_memory, parse_ratio
 
 DEFAULT_ADDRESS = "unix:/run/vmstack/vmstackd.sock"
 CLUSTER_ADDRESS = "unix:/run/vmstack/globald.sock"
@@ -105,6 +105,19 @@ class _Path(click.Path):
 
 ABSOLUTE_PATH = _Path()
 HOST = Typed("host", parse_host)
+
+
+def size_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--vcpus, --memory and --level of a VM."""
+    for option in (
+        click.option("--level", metavar="LEVEL", type=Typed("level", parse_ratio), required=True,
+                     help="vCPUs per CPU: 2, 1.5 or 2:1."),
+        click.option("--memory", metavar="SIZE", type=Typed("size", parse_memory), required=True,
+                     help="512M, 1.5G or 1T, in powers of 1024; a plain number is GiB."),
+        click.option("--vcpus", metavar="N", type=int, required=True, help="Virtual CPUs."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 class Seconds(click.FloatRange):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import click
 
-from vmstackctl.defaults import GLOBALD, VMSTACKD, DefaultsError
+from vmstackctl.defaults import GLOBALD, VMSTACKD, FileError
 from vmstackctl.values import printable
 from vmstackd.api.errors import (
     AlreadyExists,
@@ -117,7 +117,7 @@ def _told_by(program: str, message: str) -> str:
 
 def explain_usage(error: click.ClickException) -> str:
     """One line for what click found wrong with the command line."""
-    if isinstance(error, DefaultsError):
+    if isinstance(error, FileError):
         return error.message
     message = " ".join(printable(part.strip()) for part in error.format_message().splitlines()).rstrip(".")
     message = message[:1].lower() + message[1:]

@@ -217,6 +217,16 @@ class Client:
             reply = msgspec.structs.replace(reply, hosts=reply.hosts + rest.hosts, following=rest.following)
         return reply
 
+    async def demand(
+        self,
+        request: requests.Demand = requests.Demand(),  # noqa: B008  a value that cannot change
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+        request_id: str | None = None,
+    ) -> replies.DemandReply:
+        """How a cluster chooses hosts, and what it has learnt."""
+        return await self._call(request, replies.DemandReply, timeout, request_id)
+
     async def host_add(
         self,
         request: requests.HostAdd,

@@ -7,6 +7,8 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from core.demand import Lesson, Market, Shape
+from core.inventory import UNKNOWN
 from core.status import HostStatus, LevelStatus
 from vmstackd.api import replies
 from vmstackd.api.replies import Reply
@@ -103,6 +105,23 @@ SAMPLES: tuple[Reply, ...] = (
         ),
         duplicates=(replies.DuplicateVm(name="a", hosts=("h1", "h2")),),
     ),
+    replies.DemandReply(
+        policy="worth",
+        lesson=Lesson(
+            shapes=(Shape(level=1500, vcpus=2, memory_mib=512, count=3),),
+            seen=70,
+            due=134,
+            market=Market(
+                shapes=(Shape(level=1000, vcpus=4, memory_mib=2048, count=5),),
+                cpus=16.5,
+                memory_mib=65536.25,
+                most_cpus=32,
+                most_mib=131072,
+                cpu_use=0.1,
+                memory_use=1.0,
+            ),
+        ),
+    ),
     replies.HostListed(address="h2:8097", name="h2", listed=False, vms=3),
 )
 """Nothing in them is a default that could hide a field that got lost, but for the second host."""
@@ -149,3 +168,16 @@ def test_a_host_of_the_first_version_is_understood(name: str) -> None:
 def test_replies_cannot_be_changed(reply: Reply) -> None:
     assert type(reply).__struct_config__.frozen
     assert not type(reply).__struct_config__.forbid_unknown_fields
+
+
+@pytest.mark.parametrize("state", replies.HOST_STATES)
+def test_a_host_that_is_not_up_gets_no_vm_and_one_that_was_never_reached_is_as_one_that_is_silent(state: str) -> None:
+    assert replies.closed(state) == {"up": "", "connecting": UNKNOWN}.get(state, state)
+
+
+def test_a_host_that_answers_says_its_state_and_why() -> None:
+    (status,) = (sample for sample in SAMPLES if isinstance(sample, replies.StatusReply))
+    assert status.state == ("cordoned", "new fans")
+    assert msgspec.structs.replace(status, cordoned=False).state == ("up", "")
+    down = msgspec.structs.replace(status, hypervisor="down", degraded=tuple(map(str, range(20))))
+    assert down.state == ("hypervisor-down", "0; 1; 2; 3; 4; 5; 6; 7; 8; 9")

@@ -158,6 +158,7 @@ ADD = HostAdd(address="h1:8097")
         Uncordon(host="h1"),
         requests.Status(host="7d2c5c1e-94a1-4d3a-9d5f-0c5a8a7f8a11"),
         requests.Hosts(),
+        requests.Demand(),
         HostAdd(address="10.0.0.5:1"),
         HostAdd(address="server-1.example.org:65535", name="n" * 64),
         HostAdd(address="[fd00::5]:8097", name="1.a_b-c"),

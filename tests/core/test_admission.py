@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core import admission
-from core.admission import fault, growth_on, progress_on, refusal_on, with_vm
+from core.admission import copies_on, fault, growth_on, progress_on, refusal_on, with_vm
 from core.allocator import (
     free_cpus,
     hold,
@@ -24,7 +24,7 @@ from core.allocator import (
 )
 from core.capacity import growth
 from core.model import HostState, Plan, Refusal, Vm
-from core.status import HostStatus, LevelStatus, host_status
+from core.status import HostStatus, LevelStatus, host_status, level_status
 from tests.cluster_oracle import plain
 from tests.core.hosts import LEVELS, REFERENCE, empty, epyc, filled, i7, remove, restored, states
 
@@ -95,6 +95,80 @@ def test_with_vm_is_the_next_status(state: HostState, wishes: list[tuple[int, in
         state = plan.state
         foreseen = with_vm(foreseen, level, vcpus, memory)
         assert foreseen == msgspec.structs.replace(host_status(state), generation=generation)
+
+
+def counted(status: HostStatus, level: int, vcpus: int, memory: int) -> int:
+    """How many VMs go, one after the other."""
+    copies = 0
+    while refusal_on(status, level, vcpus, memory) is None:
+        status = with_vm(status, level, vcpus, memory)
+        copies += 1
+    return copies
+
+
+@given(lived(), LEVEL, VCPUS, st.just(0) | MEMORY)
+def test_copies_are_those_that_go_one_after_the_other(state: HostState, level: int, vcpus: int, memory: int) -> None:
+    status = host_status(state)
+    assert copies_on(status, level, vcpus, memory) == counted(status, level, vcpus, memory)
+
+
+@given(
+    cpus=st.integers(1, 24),
+    free=st.integers(0, 24),
+    held=st.integers(0, 4),
+    sizes=st.lists(VCPUS, min_size=1, max_size=9),
+    critical=st.integers(0, 12),
+    exception=st.none() | st.integers(0, 12),
+    level=st.sampled_from(LEVELS),
+    vcpus=VCPUS,
+    told=st.booleans(),
+)
+def test_copies_near_the_critical_size(
+    *,
+    cpus: int,
+    free: int,
+    held: int,
+    sizes: list[int],
+    critical: int,
+    exception: int | None,
+    level: int,
+    vcpus: int,
+    told: bool,
+) -> None:
+    """Levels with debts or to spare, and hosts that do not tell the widest VM."""
+    one = level_status(
+        level=level,
+        ratio=level,
+        following=level,
+        cpus=cpus,
+        vcpus=sum(sizes),
+        vms=len(sizes),
+        widest=max(sizes) if told else 0,
+        free_cpus=free,
+    )
+    status = HostStatus(
+        cpus=cpus + free + held,
+        free_cpus=free,
+        held_cpus=held,
+        memory_mib=100,
+        allocated_mib=40,
+        free_mib=60,
+        vms=len(sizes),
+        generation=0,
+        levels=(one,),
+        critical_size=critical,
+        critical_sizes=() if exception is None else ((level, exception),),
+    )
+    for memory in (0, 1, 7, 61):
+        assert copies_on(status, level, vcpus, memory) == counted(status, level, vcpus, memory)
+
+
+def test_copies_below_the_critical_size_are_not_oversubscribed() -> None:
+    status = host_status(empty(i7(), critical_size=3))
+    assert copies_on(status, 2000, 4, 0) == 4
+    assert copies_on(status, 2000, 5, 0) == 1
+    assert copies_on(status, 2000, 9, 0) == 0
+    assert copies_on(status, 2000, 4, status.memory_mib // 3) == 3
 
 
 @given(lived())

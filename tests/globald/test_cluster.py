@@ -11,13 +11,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from core.demand import Lesson, Shape
+from globald.cluster import MOST_SHAPES
 from tests.cluster_oracle import ClusterOracle, plain
-from tests.faulty import failing, outsider
+from tests.faulty import OPERATOR, failing, outsider
 from tests.globald.hosts import LARGE, SMALL, TINY, RealHost, Together, cluster_of, started, together, vm
 from tests.running import PATIENCE
 from tests.transports.endpoint import until
+from vmstackd import wire
 from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import (
     AlreadyExists,
@@ -472,6 +476,59 @@ def test_progress_tells_of_every_host_and_the_best() -> None:
             assert [host.host for host in of_one.hosts] == ["a"]
             error = await both.refusal(requests.Progress(vcpus=64, memory_mib=64, level=1000))
             assert "3 hosts: 2 no cpu, 1 unknown" in error.message
+
+    run(test())
+
+
+def test_every_vm_that_is_asked_for_teaches_once_and_nothing_else_does() -> None:
+    async def test() -> None:
+        async with together(RealHost("a", TINY), RealHost("b", TINY), policy="worth") as both:
+            first = await both.ask(requests.Demand(), replies.DemandReply)
+            assert first == replies.DemandReply("worth", Lesson((), 0, 0, None))
+            await both.deploy(vm("one", 4, 512))
+            await both.deploy(vm("there", 1, 512, host="b"))
+            await both.deploy(vm("dry", 3, 512, dry_run=True))
+            await both.ask(requests.Progress(vcpus=3, memory_mib=512, level=1000), replies.ProgressReply)
+            assert isinstance(await both.refusal(vm("wide", 5, 512)), NoCapacity)
+            assert isinstance(await both.refusal(vm("one", 2, 512)), AlreadyExists)
+            lesson = (await both.ask(requests.Demand(), replies.DemandReply)).lesson
+            assert lesson.shapes == (Shape(1000, 4, 512, 1), Shape(1000, 1, 512, 1), Shape(1000, 5, 512, 1))
+            assert lesson.seen == 3
+            assert lesson.market is not None
+            assert lesson.market.shapes == (Shape(1000, 4, 512, 1),)  # nobody has looked again yet
+
+    run(test())
+
+
+def test_a_vm_that_several_hosts_refuse_teaches_once() -> None:
+    async def test() -> None:
+        async with together(RealHost("a"), RealHost("b"), RealHost("c"), policy="worth") as both:
+            for name in ("a", "b"):
+                both.hosts[name].simulated.plan = failing("create")
+            assert (await both.deploy(vm("one"))).host == "c"
+            assert both.cluster.members.inventory.demand.lesson().seen == 1
+
+    run(test())
+
+
+def test_of_very_many_shapes_the_most_frequent_are_told_in_the_order_in_which_they_came() -> None:
+    async def test() -> None:
+        async with cluster_of([]) as cluster:
+            inventory = cluster.members.inventory
+            sizes = list(range(1, MOST_SHAPES + 1001))
+            random.Random(1).shuffle(sizes)
+            for memory_mib in sizes:
+                for _ in range(2 if memory_mib % 7 == 0 else 1):
+                    inventory.arrived(1000, 1, memory_mib)
+            reply = await cluster.handle(requests.Demand(), OPERATOR, "test")
+            assert isinstance(reply, replies.DemandReply)
+            frequent = [mib for mib in sizes if mib % 7 == 0]
+            others = [mib for mib in sizes if mib % 7][: MOST_SHAPES - len(frequent)]
+            kept = {*frequent, *others}
+            assert [shape.memory_mib for shape in reply.lesson.shapes] == [mib for mib in sizes if mib in kept]
+            assert [shape.memory_mib for shape in reply.lesson.shapes if shape.count == 2] == frequent
+            widest = msgspec.structs.replace(reply.lesson.shapes[0], level=64000, vcpus=4096, memory_mib=1 << 30)
+            assert len(msgspec.msgpack.encode([widest] * MOST_SHAPES)) < wire.MAX_REQUEST
 
     run(test())
 

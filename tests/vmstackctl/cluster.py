@@ -7,15 +7,18 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args
 
 import msgspec
 
+from core.demand import Lesson
 from core.status import HostStatus, LevelStatus
-from tests.running import PATIENCE, Finished
+from tests.globald.test_usage import Globald
+from tests.running import PATIENCE, Daemon, Finished
 from tests.vmstackctl.command import IMAGE, run
 from tests.vmstackctl.hosts import cpu, host
 from vmstackd.api import replies, requests, session
@@ -26,6 +29,7 @@ from vmstackd.daemon.operations import Operations
 from vmstackd.daemon.stream import StreamTransport, listen
 from vmstackd.tls import Tls, TlsFiles
 
+REAL_HOST = "synthetic:sockets=1,l3=1,cores=8,smt=1,memory=32768"
 HOST_CPUS = 16
 HOST_MIB = 65536
 
@@ -96,6 +100,7 @@ class Cluster(Operations):
         self.vms: list[replies.VmReply] = []
         self.asked: list[requests.Request] = []
         self.duplicates: tuple[replies.DuplicateVm, ...] = ()
+        self.demand = replies.DemandReply(policy="progress", lesson=Lesson((), 0, 0, None))
         self._started.set()
 
     @property
@@ -174,6 +179,8 @@ class Cluster(Operations):
                 return self._progress(request)
             case requests.Cordon() | requests.Uncordon():
                 return self._cordon(request)
+            case requests.Demand():
+                return self.demand
             case requests.HostAdd():
                 name = request.name or request.address
                 self.hosts.append(
@@ -271,6 +278,47 @@ class Cluster(Operations):
                 host=where,
             )
         )
+
+
+class RealCluster:
+    """globald and hosts of 8 CPUs and 32 GiB on simulated VMs, each a process of its own; see ``real_cluster``."""
+
+    def __init__(self, socket: Path, hosts: dict[str, Path]) -> None:
+        """hosts: their sockets by name."""
+        self.socket = socket
+        self.hosts = hosts
+
+    def ctl(self, *arguments: str) -> Finished:
+        return run("--socket", str(self.socket), *arguments)
+
+    def json(self, *arguments: str) -> Any:  # noqa: ANN401  whatever it is, the test looks inside
+        done = self.ctl(*arguments, "--output", "json")
+        assert done.code == 0, done.err
+        return msgspec.json.decode(done.out)
+
+    def deploy(self, name: str, vcpus: int, memory: str, level: str, *flags: str) -> Finished:
+        size = ("--vcpus", str(vcpus), "--memory", memory, "--level", level)
+        return self.ctl("deploy", name, *size, "--image", IMAGE, *flags)
+
+
+@contextmanager
+def real_cluster(names: Iterable[str], *flags: str) -> Iterator[RealCluster]:
+    """flags: of globald."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ctl-")))
+        addresses, sockets = [], {}
+        for name in names:
+            sockets[name] = folder / name
+            own = ("--name", name, "--socket", str(sockets[name]), "--tcp-host", "127.0.0.1", "--tcp-port", "0")
+            simulated = ("--hypervisor", "sim:", "--topology", REAL_HOST, "--critical-size", "2")
+            host = stack.enter_context(Daemon(*simulated, *own))
+            addresses.append(host.wait_for(r" ready .* tcp=(\S+)")[1].removeprefix("tcp:"))
+        socket = folder / "globald"
+        globald = stack.enter_context(
+            Globald("--hosts", ",".join(addresses), "--socket", str(socket), "--attempts", "1", *flags)
+        )
+        globald.wait_for(rf" learned hosts={len(addresses)} vms=0")
+        yield RealCluster(socket, sockets)
 
 
 class Served:

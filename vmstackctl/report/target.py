@@ -47,8 +47,8 @@ def make_folder(folder: Path) -> None:
         raise WriteError(f"{folder}: cannot be made: {error.strerror}; choose another -o") from error
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """In the place of what is there, whole or not at all. Raises WriteError."""
+def write_whole(file: Path, content: bytes, *, instead: str = "choose another -o") -> None:
+    """In the place of what is there, whole or not at all. instead: what to do if it fails. Raises WriteError."""
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         try:
@@ -61,4 +61,4 @@ def write_whole(file: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise WriteError(f"{file}: cannot be written: {error.strerror}; choose another -o") from error
+        raise WriteError(f"{file}: cannot be written: {error.strerror}; {instead}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from core.demand import Lesson
 from core.status import HostStatus
 from core.usage import HostUsage, VmUsage
 
@@ -87,6 +88,15 @@ class StatusReply(msgspec.Struct, frozen=True):
     starting: tuple[str, ...] = ()
     usage: HostUsage | None = None
 
+    @property
+    def state(self) -> tuple[str, str]:
+        """One of HOST_STATES, as a host that answers says itself, and why it is not up."""
+        if self.hypervisor != "up":
+            return HYPERVISOR_DOWN, "; ".join(self.degraded[:10])
+        if self.cordoned:
+            return CORDONED, self.cordon_reason
+        return UP, ""
+
 
 class VmReply(msgspec.Struct, frozen=True):
     """One VM. cpus: its subset, in attribution order; pinned: as last read back, ascending.
@@ -135,12 +145,23 @@ class TopologyReply(msgspec.Struct, frozen=True):
     cpus: tuple[CpuReply, ...]
 
 
+UP, CORDONED, HYPERVISOR_DOWN = "up", "cordoned", "hypervisor-down"
+CONNECTING, SILENT, QUARANTINED = "connecting", "unknown", "quarantined"
+HOST_STATES = (UP, CORDONED, HYPERVISOR_DOWN, CONNECTING, SILENT, QUARANTINED)
+"""Of a host of a cluster."""
+
+
+def closed(state: str) -> str:
+    """Why a host in this state can have no new VM, as ``core.inventory`` counts it; empty if it can."""
+    return {UP: "", CONNECTING: SILENT}.get(state, state)
+
+
 class HostReply(msgspec.Struct, frozen=True):
     """One host of a cluster. name: as it calls itself, or its address until it has said so.
 
-    state: "connecting", "up", "cordoned", "unknown" (silent; what it last told stands here), "hypervisor-down",
-    or "quarantined"; reason: why it is not up. since: seconds since 1970. age: seconds since it last told
-    anything; None if it never has. status: None until it has told. source: "static", or the file that names it.
+    state: one of HOST_STATES, "unknown" if it is silent, and what it last told stands here; reason: why it is not up.
+    since: seconds since 1970. age: seconds since it last told anything; None if it never has. status: None until it
+    has told. source: "static", or the file that names it.
     """
 
     name: str
@@ -174,6 +195,13 @@ class HostsReply(msgspec.Struct, frozen=True):
     following: int | None = None
 
 
+class DemandReply(msgspec.Struct, frozen=True):
+    """policy: a key of core.host_policy.HOST_POLICIES. lesson: of all shapes that are known, the most frequent ones."""
+
+    policy: str
+    lesson: Lesson
+
+
 class HostListed(msgspec.Struct, frozen=True):
     """A host was made part of the cluster, or taken out of it (listed: False). vms: that were known on it."""
 
@@ -193,5 +221,6 @@ Reply = (
     | VmReply
     | TopologyReply
     | HostsReply
+    | DemandReply
     | HostListed
 )

@@ -106,6 +106,10 @@ class Hosts(_Request, frozen=True, tag="hosts"):
     first: int = 0
 
 
+class Demand(_Request, frozen=True, tag="demand"):
+    """How a cluster chooses hosts, and what it has learnt from the VMs that it was asked for."""
+
+
 class HostAdd(_Request, frozen=True, tag="host_add"):
     """Make a host part of the cluster. address: HOST:PORT of its vmstackd. name: of its file; empty: by the address."""
 
@@ -121,7 +125,7 @@ class HostRemove(_Request, frozen=True, tag="host_remove"):
 
 HostRequest = Deploy | Remove | Cordon | Uncordon | Progress | Status | List | Describe | Topology
 """What a host can be asked; a cluster too."""
-ClusterRequest = Hosts | HostAdd | HostRemove
+ClusterRequest = Hosts | Demand | HostAdd | HostRemove
 """What only a cluster can be asked."""
 Request = HostRequest | ClusterRequest
 VmChange = Deploy | Remove
@@ -152,7 +156,7 @@ def check(request: Request) -> None:
         case Hosts():
             if request.first < 0:
                 raise InvalidRequest("first: must be 0 or more", field="first")
-        case Uncordon() | Status() | List() | Topology():
+        case Uncordon() | Status() | List() | Topology() | Demand():
             pass
     host = getattr(request, "host", "")
     if host:

@@ -1,0 +1,1 @@
+"""Workloads for sizing clusters: weeks as CloudFactory draws them, and variants of any. All follow from seeds."""
