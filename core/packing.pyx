@@ -304,7 +304,7 @@ cdef class Packing:
         worth = self.worths.get(market)
         if worth is None:
             worth = Worth(market)
-            if sum([(<Worth>kept).steps * (<Worth>kept).grains for kept in self.worths.values()]) > KEPT_CELLS:
+            if sum([(<Worth>kept).filled for kept in self.worths.values()]) > KEPT_CELLS:
                 self.worths.clear()
             self.worths[market] = worth
         self.search.value_by(worth)

@@ -28,3 +28,19 @@ cdef inline int64_t paper_room(
     apart = (left - alone(vcpus[other], vms[other], other + 1, critical)) * (at + 1) - vcpus[at]
     together = 2 * left - vcpus[1] - vcpus[2]
     return max(apart, together)
+
+cdef inline int64_t paper_widest(
+    const int64_t *vcpus, const int64_t *vms, int64_t critical, int64_t cpus, int at
+) noexcept nogil:
+    """vCPUs of the widest VM of one more at such a level that is admitted; negative for none."""
+    cdef int64_t left = cpus - vcpus[0]
+    cdef int64_t both = vcpus[1] + vcpus[2]
+    cdef int other = 3 - at
+    cdef int64_t apart, together
+    if at == 0:
+        return cpus - paper_cpus(vcpus, vms, critical)
+    apart = left - alone(vcpus[other], vms[other], other + 1, critical)
+    if vms[at] + 1 >= critical:
+        apart *= at + 1
+    together = left if vms[1] + vms[2] + 1 < critical else 2 * left
+    return max(apart - vcpus[at], together - both)

@@ -1,10 +1,12 @@
 # cython: language_level=3
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 
 from core.host_figures cimport Host
 
 cdef enum:
     MOST_SHAPES = 24
+    TABLES = 256  # places for tables; a power of 2
+    MOST_TABLES = 192
 
 # A popular shape. fraction: CPUs that it is sold as, vCPUs / level.
 ctypedef struct Popular:
@@ -13,14 +15,24 @@ ctypedef struct Popular:
     double memory
     double fraction
     double share  # of all arrivals of popular shapes
+    double value  # what one adds to worth
+    int32_t steps  # CPUs and memory that it takes in a table
+    int32_t grains
+    bint shared  # above 1:1: whether a host would refuse it is asked
+
+# The worth of every room where some shapes are refused (one bit each); rows by CPUs, as far as somebody has asked.
+ctypedef struct Table:
+    uint32_t refused
+    int32_t rows
+    double *cells  # NULL: a free place
 
 # A host, or one with a VM more, as far as worth and waste depend on it.
 ctypedef struct View:
     double free  # CPUs that are not sold
     int64_t free_mib
-    int64_t cpus  # that are in no subset
     int64_t one[3]  # paper accounting: vCPUs at 1:1, 2:1, 3:1
     int64_t vms[3]
+    int64_t critical
     int64_t reach[MOST_SHAPES]  # by place in levels: CPUs that the level has or could have
     int64_t sold[MOST_SHAPES]  # its vCPUs
     int64_t alone[MOST_SHAPES]  # VMs that it gets at 1:1 before it is oversubscribed
@@ -39,14 +51,19 @@ cdef class Worth:
     cdef int64_t grain
     cdef int steps
     cdef int grains
-    cdef double *table
+    cdef Table tables[TABLES]
+    cdef int table_count
+    cdef int64_t filled  # cells
 
-    cdef int fill(self, market) except -1
+    cdef int measure(self, market) except -1
+    cdef Table *table_for(self, uint32_t refused) noexcept nogil
+    cdef void fill(self, Table *table, int step) noexcept nogil
+    cdef void forget(self) noexcept nogil
     cdef void see(self, const Host *host, bint paper, View *view) noexcept nogil
     cdef void add(self, View *view, int32_t level, int64_t vcpus, int64_t memory, int64_t extra) noexcept nogil
     cdef double standing_of(self, const View *view, int64_t cpus, bint paper) noexcept nogil
-    cdef double worth_of(self, double free_cpus, int64_t free_mib) noexcept nogil
-    cdef double waste_of(self, const View *view, int64_t cpus, bint paper) noexcept nogil
+    cdef double worth_of(self, double free_cpus, int64_t free_mib, uint32_t refused) noexcept nogil
+    cdef double waste_of(self, const View *view, int64_t cpus, bint paper, uint32_t *refused) noexcept nogil
     cdef double standing(self, const Host *host, bint paper) noexcept nogil
     cdef double cost(
         self, const Host *host, double standing, int32_t level, int64_t vcpus, int64_t memory, int64_t extra, bint paper

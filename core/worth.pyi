@@ -1,3 +1,5 @@
+from collections.abc import Iterable
+
 from core.demand import Market
 
 SHARPNESS: int
@@ -6,4 +8,4 @@ PACKING: float
 
 class Worth:
     def __init__(self, market: Market | None) -> None: ...
-    def of(self, free_cpus: float, free_mib: int) -> float: ...
+    def of(self, free_cpus: float, free_mib: int, refused: Iterable[int] = ()) -> float: ...

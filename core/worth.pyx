@@ -5,12 +5,13 @@
 fraction of a microsecond.
 """
 
-from libc.math cimport INFINITY, floor
-from libc.stdint cimport int32_t, int64_t
+from libc.math cimport floor
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from core.host_figures cimport UNIT, Host, Subset, critical_of
-from core.paper_accounting cimport paper_room
+from core.paper_accounting cimport paper_room, paper_widest
 
 from math import gcd
 
@@ -40,7 +41,10 @@ def parts_of(market):
 
 
 cdef class Worth:
-    """What is learnt from a market (``core.demand.Market``; None: nothing). Does not change."""
+    """What is learnt from a market (``core.demand.Market``; None: nothing).
+
+    It does not change but for tables that it keeps; with too many, it begins anew.
+    """
 
     def __cinit__(self, market):
         cdef int k
@@ -67,43 +71,78 @@ cdef class Worth:
             self.shapes[k].fraction = shape.vcpus * float(UNIT) / shape.level
             self.shapes[k].share = shape.count / float(total)
         self.level_count = len(levels)
-        self.fill(market)
+        self.measure(market)
 
     def __dealloc__(self):
-        free(self.table)
+        self.forget()
 
-    cdef int fill(self, market) except -1:
-        """The knapsack: how much value copies of popular shapes can have in so many CPUs and so much memory."""
-        cdef int k, x, z, step, grain, width
-        cdef double value, filled
+    cdef int measure(self, market) except -1:
+        """How fine tables are, and what of them each shape takes."""
+        cdef int k
         cdef double by_cpu = self.cpu_use ** SHARPNESS
         cdef double by_memory = self.memory_use ** SHARPNESS
-        cdef double *row
-        cdef double *rest
+        cdef Popular *one
         self.steps = max(1, min(market.most_cpus * parts_of(market), MOST_STEPS))
         self.per_cpu = self.steps / float(market.most_cpus)
         self.grain = max(gcd(*[shape.memory_mib for shape in market.shapes]), -(-market.most_mib // MOST_GRAINS), 1)
         self.grains = market.most_mib // self.grain
-        width = self.grains + 1
-        self.table = <double *>calloc((self.steps + 1) * <size_t>width, sizeof(double))
-        if self.table is NULL:
-            raise MemoryError()
         for k, shape in enumerate(market.shapes):
-            value = by_cpu * self.shapes[k].fraction / self.cpus + by_memory * self.shapes[k].memory / self.memory
-            value /= by_cpu + by_memory
-            wide = -(-(shape.vcpus * UNIT * self.steps) // (shape.level * market.most_cpus))
-            high = -(-shape.memory_mib // self.grain)
-            if wide > self.steps or high > self.grains:
-                continue
-            step, grain = wide, high
-            with nogil:
-                for x in range(step, self.steps + 1):
-                    row = self.table + x * <size_t>width + grain
-                    rest = self.table + (x - step) * <size_t>width
-                    for z in range(width - grain):
-                        filled = rest[z] + value
-                        row[z] = filled if filled > row[z] else row[z]
+            one = self.shapes + k
+            one.value = by_cpu * one.fraction / self.cpus + by_memory * one.memory / self.memory
+            one.value /= by_cpu + by_memory
+            one.steps = min(-(-(shape.vcpus * UNIT * self.steps) // (shape.level * market.most_cpus)), self.steps + 1)
+            one.grains = min(-(-shape.memory_mib // self.grain), self.grains + 1)
+            one.shared = shape.level > UNIT
         return 0
+
+    cdef void forget(self) noexcept nogil:
+        cdef int k
+        for k in range(TABLES):
+            free(self.tables[k].cells)
+        memset(self.tables, 0, TABLES * sizeof(Table))
+        self.table_count = 0
+
+    cdef Table *table_for(self, uint32_t refused) noexcept nogil:
+        """NULL without memory for it."""
+        cdef uint32_t at = (refused * <uint32_t>2654435761) >> 24
+        cdef Table *table
+        while self.tables[at].cells is not NULL:
+            if self.tables[at].refused == refused:
+                return self.tables + at
+            at = (at + 1) % TABLES
+        if self.table_count == MOST_TABLES:
+            self.forget()
+            return self.table_for(refused)
+        table = self.tables + at
+        # Pages that no row is written to take no memory.
+        table.cells = <double *>calloc((self.steps + 1) * <size_t>(self.grains + 1), sizeof(double))
+        if table.cells is NULL:
+            return NULL
+        table.refused = refused
+        table.rows = 0
+        self.table_count += 1
+        return table
+
+    cdef void fill(self, Table *table, int step) noexcept nogil:
+        """The knapsack, up to so many CPUs: how much value copies of the shapes that are not refused can have."""
+        cdef int x, z, k
+        cdef size_t width = self.grains + 1
+        cdef const Popular *one
+        cdef double *row
+        cdef const double *rest
+        cdef double value
+        for x in range(table.rows, step + 1):
+            for k in range(self.shape_count):
+                one = self.shapes + k
+                if table.refused >> k & 1 or one.steps > x or one.grains > self.grains:
+                    continue
+                row = table.cells + x * width + one.grains
+                rest = table.cells + (x - one.steps) * width
+                for z in range(self.grains + 1 - one.grains):
+                    value = rest[z] + one.value
+                    row[z] = value if value > row[z] else row[z]
+        self.filled += (step + 1 - table.rows) * <int64_t>width
+        table.rows = step + 1
 
     # One host
 
@@ -115,7 +154,7 @@ cdef class Worth:
             sold += host.subsets[k].vcpus * <double>UNIT / host.subsets[k].level
         view.free = host.cpus - host.held - sold
         view.free_mib = host.free_mib
-        view.cpus = host.free
+        view.critical = host.critical
         if paper:
             for at in range(3):
                 view.one[at] = view.vms[at] = 0
@@ -143,7 +182,6 @@ cdef class Worth:
         cdef int k
         view.free -= vcpus * <double>UNIT / level
         view.free_mib -= memory
-        view.cpus -= extra
         for k in range(3):
             if level == (k + 1) * UNIT:
                 view.one[k] += vcpus
@@ -156,30 +194,38 @@ cdef class Worth:
             else:
                 view.reach[k] -= extra
 
-    cdef double worth_of(self, double free_cpus, int64_t free_mib) noexcept nogil:
-        cdef double x = free_cpus * self.per_cpu + 1e-6
-        cdef int64_t z = min(free_mib // self.grain, <int64_t>self.grains)
-        if self.table is NULL or x < 0 or z < 0:
+    cdef double worth_of(self, double free_cpus, int64_t free_mib, uint32_t refused) noexcept nogil:
+        cdef double x = min(free_cpus * self.per_cpu + 1e-6, <double>self.steps)
+        cdef Table *table
+        if self.shape_count == 0 or x < 0 or free_mib < 0:
             return 0.0
-        return self.table[<int>min(x, <double>self.steps) * <size_t>(self.grains + 1) + z]
+        table = self.table_for(refused)
+        if table is NULL:
+            return 0.0
+        if <int>x >= table.rows:
+            self.fill(table, <int>x)
+        return table.cells[<int>x * <size_t>(self.grains + 1) + min(free_mib // self.grain, <int64_t>self.grains)]
 
-    cdef double waste_of(self, const View *view, int64_t cpus, bint paper) noexcept nogil:
+    cdef double waste_of(self, const View *view, int64_t cpus, bint paper, uint32_t *refused) noexcept nogil:
+        """refused: gets the popular shapes above 1:1 that the host would not take, though what is free suffices."""
         cdef double full[MOST_SHAPES]  # by level: vCPUs that it has room for
         cdef double first[MOST_SHAPES]  # the same as long as it is not oversubscribed
         cdef double first_vms[MOST_SHAPES]  # how many VMs that is so for; 0: none
         cdef double widest[MOST_SHAPES]  # more than that many vCPUs has no VM that fits
         cdef double free_cpus = max(view.free, 0.0)
         cdef double free_mib = <double>max(view.free_mib, <int64_t>0)
+        cdef int steps = <int>min(free_cpus * self.per_cpu + 1e-6, <double>self.steps)
         cdef double waste = 0.0
         cdef double copies, early, by_memory, idle_cpus, idle_mib
         cdef const Popular *shape
         cdef int k, at
+        refused[0] = 0
         for k in range(self.level_count):
             first[k] = first_vms[k] = 0
             if paper:
                 at = self.levels[k] // UNIT - 1
-                full[k] = max(<int64_t>0, paper_room(view.one, view.vms, 2, cpus, at))
-                widest[k] = cpus - view.one[0] if at == 0 or view.vms[1] + view.vms[2] == 0 else INFINITY
+                full[k] = max(<int64_t>0, paper_room(view.one, view.vms, view.critical, cpus, at))
+                widest[k] = paper_widest(view.one, view.vms, view.critical, cpus, at)
             else:
                 full[k] = max(<int64_t>0, view.reach[k] * self.levels[k] // UNIT - view.sold[k])
                 widest[k] = view.reach[k] if view.reach[k] >= view.widest[k] else 0
@@ -196,6 +242,8 @@ cdef class Worth:
                     copies = early
             if shape.vcpus > widest[at]:
                 copies = 0.0
+            if copies == 0.0 and shape.shared and shape.steps <= steps and shape.memory <= free_mib:
+                refused[0] |= <uint32_t>1 << k
             if shape.memory > 0:
                 by_memory = <double><int64_t>(free_mib / shape.memory)
                 copies = min(copies, by_memory)
@@ -207,7 +255,9 @@ cdef class Worth:
         return waste
 
     cdef double standing_of(self, const View *view, int64_t cpus, bint paper) noexcept nogil:
-        return self.worth_of(view.free, view.free_mib) - FRAGMENTATION_ * self.waste_of(view, cpus, paper)
+        cdef uint32_t refused
+        cdef double waste = self.waste_of(view, cpus, paper, &refused)
+        return self.worth_of(view.free, view.free_mib, refused) - FRAGMENTATION_ * waste
 
     cdef double standing(self, const Host *host, bint paper) noexcept nogil:
         """What the host is good for as it is."""
@@ -229,6 +279,11 @@ cdef class Worth:
         loss += PACKING_ * (self.cpu_use * idle_cpus + self.memory_use * idle_mib)
         return floor(loss * GRID + 0.5) / GRID
 
-    def of(self, double free_cpus, free_mib):
-        """The worth of so many CPUs, whole or not, and so many MiB: shares of a server's scarcer resource."""
-        return self.worth_of(free_cpus, max(0, free_mib))
+    def of(self, double free_cpus, free_mib, refused=()):
+        """The worth of so many CPUs, whole or not, and so many MiB, in shares of a server's scarcer resource, if copies
+        of these popular shapes (their places) are refused.
+        """
+        cdef uint32_t bits = 0
+        for place in refused:
+            bits |= 1 << place
+        return self.worth_of(free_cpus, max(0, free_mib), bits)

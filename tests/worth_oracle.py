@@ -33,6 +33,13 @@ class WorthOracle:
         cpu, mem = self.cpu_use**64, self.memory_use**64
         return float(cpu * float(vcpus / level) / self.cpus + mem * memory / self.memory) / (cpu + mem)
 
+    def worth_on(self, host: PlainHost) -> float:
+        """Of its room, with shapes that it would take; those at 1:1 are not asked about."""
+        taken = [one for one in self.popular if one[0] == 1 or host.extra(one[0], one[1]) <= host.free]
+        return WorthOracle(taken, self.cpus, self.memory, (self.cpu_use, self.memory_use)).worth(
+            unsold(host), host.free_memory
+        )
+
     def worth(self, cpus: Fraction, memory: int) -> float:
         """The most value in such a room, by trying every next VM."""
 
@@ -65,7 +72,7 @@ class WorthOracle:
         """Of a VM that fits."""
         after = deepcopy(host)
         put(after, level, vcpus, memory)
-        lost = self.worth(unsold(host), host.free_memory) - self.worth(unsold(after), after.free_memory)
+        lost = self.worth_on(host) - self.worth_on(after)
         cpus, mib = float(max(Fraction(0), unsold(after))) / host.cpus, after.free_memory / host.memory
         packed = self.cpu_use * cpus + self.memory_use * mib
         return lost + 0.05 * (self.waste(after) - self.waste(host)) + 0.005 * packed

@@ -1,8 +1,8 @@
 """The host where the VM costs least of what the cluster can still sell.
 
 1. The free CPUs of a host are counted in fractions (a VM takes vCPUs / level), its free memory as it is.
-2. What the free room of a host is *worth*: the most that copies of popular shapes can use of it, in shares of a host,
-   where of CPU and memory the scarcer one counts, the other only if it is nearly as scarce.
+2. What the free room of a host is *worth*: the most that copies of popular shapes which it would take now can use of
+   it, in shares of a host, where of CPU and memory the scarcer one counts, the other only if it is nearly as scarce.
 3. Popular are the shapes that have arrived most often so far (``core.demand``).
 4. What of the room is *wasted*: what stays free when it is filled with copies of one popular shape, on average over
    these, weighted by how often they arrive.
@@ -55,7 +55,17 @@ def _unsold(status: HostStatus) -> float:
 
 def _standing(status: HostStatus, market: Market | None, table: Worth) -> float:
     """Worth of the room, less what of it is wasted."""
-    return table.of(_unsold(status), status.free_mib) - FRAGMENTATION * _waste(status, market)
+    refused = _refused(status, market) if market is not None else []
+    return table.of(_unsold(status), status.free_mib, refused) - FRAGMENTATION * _waste(status, market)
+
+
+def _refused(status: HostStatus, market: Market) -> list[int]:
+    """Places of the popular shapes above 1:1 for which CPUs are too few; at 1:1 it made no difference, and costs time."""
+    return [
+        place
+        for place, shape in enumerate(market.shapes)
+        if shape.level > UNIT and copies_on(status, shape.level, shape.vcpus, 0) == 0
+    ]
 
 
 def _waste(status: HostStatus, market: Market | None) -> float:
