@@ -60,7 +60,7 @@ def _standing(status: HostStatus, market: Market | None, table: Worth) -> float:
 
 
 def _refused(status: HostStatus, market: Market) -> list[int]:
-    """Places of the popular shapes above 1:1 for which CPUs are too few; at 1:1 it made no difference, and costs time."""
+    """Places of the popular shapes above 1:1 for which CPUs are too few; to ask at 1:1 too made no difference."""
     return [
         place
         for place, shape in enumerate(market.shapes)
