@@ -65,6 +65,14 @@ _NEITHER_GROUP = (
 )
 
 
+def no_pictures(command: str, error: ImportError, what: str) -> str:
+    """What somebody is told who has not what draws pictures. what: is to be taken to where it is."""
+    return (
+        f"vmstackctl {command} needs matplotlib, which cannot be imported ({printable(str(error))}); with pip, install "
+        f"vmstack[report]; in a clone, make setup does; the Debian package has none: copy {what} to where a clone is"
+    )
+
+
 def exit_code(error: VmstackError) -> int:
     """That of the table of errors; a socket that may not be opened is a denial, whatever the client calls it."""
     return Denied.exit_code if _locked(error) else error.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -15,14 +16,16 @@ from vmstackctl.lines import json_line
 from vmstackctl.options import Choices, LocalCommand, Typed
 from vmstackctl.plan.bar import bar
 from vmstackctl.plan.mix import Mix, parse_mix
+from vmstackctl.plan.mixes import MOST_VMS, heat_of, heats_of
 from vmstackctl.plan.parallel import Failed, size_all
 from vmstackctl.plan.question import ALL, Question, parse_kind, parse_policies
 from vmstackctl.plan.sized import Row, Sized, rows, too_few
 from vmstackctl.plan.source import WorkloadError
 from vmstackctl.plan.sweep import files_of, means
+from vmstackctl.problems import no_pictures
 from vmstackctl.values import parse_memory, printable
 
-FORMATS = ("table", "json")
+FORMATS = ("table", "json", "html")
 EXIT_FAILED = 1
 EXIT_TOO_FEW = 4
 
@@ -37,6 +40,7 @@ EXIT_TOO_FEW = 4
     vmstackctl plan week.csv --server 32:128x20 --server 64:256 --critical-size 6
     vmstackctl plan week.csv --mix 1=50,3=50 --seed 7
     vmstackctl plan --sweep workloads --output json
+    vmstackctl plan week.csv --output html > plan.html
     """,
 )
 @click.argument("workloads", metavar="WORKLOAD...", type=click.Path(path_type=Path), nargs=-1)
@@ -59,7 +63,8 @@ EXIT_TOO_FEW = 4
 @click.option("--leave-out-too-large", is_flag=True, help="Plan without VMs that no server could take.")
 @click.option("--sweep", metavar="DIR", type=click.Path(path_type=Path), help="Plan for every workload of a folder.")
 @click.option("-o", "--output", type=click.Choice(FORMATS),
-              help="table: for people; json: one object per workload, policy and line.  [default: table]")  # fmt: skip
+              help="table: for people; json: one object per workload, policy and line; html: one page with pictures, "
+              "for a file.  [default: table]")  # fmt: skip
 @chosen
 def plan(
     choices: Choices,
@@ -97,6 +102,8 @@ def plan(
     if output is not None:
         choices.output = output
     refuse_names(choices)
+    if choices.output == "html":
+        _require_pictures()
     question = Question(
         kinds=kinds or (parse_kind("32:128"),),
         policies=policies,
@@ -106,6 +113,7 @@ def plan(
         seed=seed or 0,
         memory_cap_mib=memory_cap,
         leave_out_too_large=leave_out_too_large,
+        over_time=choices.output == "html",
     )
     files: list[Path] = []
     others: list[str] = []
@@ -115,10 +123,15 @@ def plan(
         except WorkloadError as error:
             terminal.complain(printable(str(error)))
             raise click.exceptions.Exit(EXIT_FAILED) from error
-    found = _found([*workloads, *files], question)
+    paths = [*workloads, *files]
+    found = _found(paths, question)
     sized = [one for one in found if isinstance(one, Sized)]
     failed = [(place >= len(workloads), one) for place, one in enumerate(found) if isinstance(one, Failed)]
-    _show(choices, sized, question, alone=len(found) == 1)
+    alone = len(found) == 1
+    if choices.output == "html" and sized:
+        terminal.write(_page(paths, sized, question, alone=alone))
+    else:
+        _show(choices, sized, question, alone=alone)
     code = 0
     for missing in (missing for one in sized for missing in too_few(one, question)):
         terminal.complain(printable(missing))
@@ -142,6 +155,34 @@ def _found(paths: list[Path], question: Question) -> list[Sized | Failed]:
             found[place] = one
             progress.advance()
     return [found[place] for place in range(len(paths))]
+
+
+def _require_pictures() -> None:
+    """Raises Exit, having said why, if a page cannot be drawn or written."""
+    if sys.stdout.isatty():
+        raise click.UsageError("a page is for a file: add > plan.html", click.get_current_context())
+    try:
+        import vmstackctl.plan.pictures  # noqa: F401, PLC0415  imports matplotlib, which may be missing
+    except ImportError as error:
+        terminal.complain(no_pictures("plan --output html", error, "the workload"))
+        raise click.exceptions.Exit(EXIT_FAILED) from error
+
+
+def _page(paths: list[Path], sized: list[Sized], question: Question, *, alone: bool) -> str:
+    from vmstackctl.plan.page import page  # noqa: PLC0415  as below
+    from vmstackctl.plan.pictures import fill, heat_map  # noqa: PLC0415  imports matplotlib
+
+    told = [row for one in sized for row in rows(one, question)]
+    if not alone:
+        heats = [heat_map(heat) for heat in heats_of(row for row in told if row.policy == question.policies[0])]
+        why = "The workloads have not several mixes of the same three levels."
+        return page(told, question, heats or [heat_map(None, why)], alone=False)
+    if sized[0].vms > MOST_VMS:
+        why = f"There are more than {MOST_VMS} VMs, which takes long in every mix; plan for single ones with --mix."
+        return page(told, question, [fill(sized[0]), heat_map(None, why)], alone=True)
+    with bar(1) as progress:
+        heat = heat_of(paths[0], [level.level for level in sized[0].levels], question, progress.tell)
+    return page(told, question, [heat_map(heat), fill(sized[0])], alone=True)
 
 
 def _show(choices: Choices, sized: list[Sized], question: Question, *, alone: bool) -> None:

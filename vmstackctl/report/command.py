@@ -10,15 +10,11 @@ import msgspec
 from vmstackctl import terminal
 from vmstackctl.asking import answer
 from vmstackctl.options import Choices, LocalCommand, Typed
+from vmstackctl.problems import no_pictures
 from vmstackctl.report.series import Series, series
 from vmstackctl.report.target import Target, WriteError, make_folder, parse_target, write_whole
 from vmstackctl.values import count, printable
 from vmstackd.trace_file import TraceFile, TraceFileError
-
-_NO_LIBRARY = (
-    "vmstackctl report needs matplotlib, which cannot be imported ({}); with pip, install vmstack[report]; "
-    "in a clone, make setup does; the Debian package has none: copy the trace to where a clone is"
-)
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -55,7 +51,7 @@ def report(choices: Choices, trace: str, target: Target) -> None:
     try:
         from vmstackctl.report.drawing import draw  # noqa: PLC0415  imports matplotlib, which may be missing
     except ImportError as error:
-        terminal.complain(_NO_LIBRARY.format(printable(str(error))))
+        terminal.complain(no_pictures("report", error, "the trace"))
         raise click.exceptions.Exit(1) from error
     try:
         found, notes = _read(trace)

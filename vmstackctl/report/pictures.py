@@ -28,23 +28,23 @@ WIDTH = 12.0
 """Inches; with 72 points and 4/3 pixels each, 1152 pixels on a page."""
 _DPI = 160
 _TITLE: dict[str, Any] = {"x": 0.008, "ha": "left", "fontsize": 13, "fontweight": "bold"}
-_INK, _GREY, _GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
+INK, GREY, _GRID = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 _LOOK: dict[Any, Any] = {
     "font.family": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
     "font.size": 10.5,
     "axes.titlesize": 10.5,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GREY,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "figure.facecolor": "white",
     "figure.dpi": _DPI,
@@ -186,18 +186,18 @@ def _levels(series: Series, shown: Sequence[Group]) -> Figure:
         _fill(axes, series, busy, group.colour, 0.45)
         _step(axes, series, owned, group.colour)
         # Above it, because at 1:1 both are the same.
-        _step(axes, series, total(series, group, lambda level: level.vcpus), _INK, _LONG)
+        _step(axes, series, total(series, group, lambda level: level.vcpus), INK, _LONG)
         _step(axes, series, busy, group.colour, _DOTS)
         axes.set_title(group.label, loc="left", fontweight="bold")
         axes.set_ylabel("CPUs, vCPUs")
     _from_zero(panels)
-    _title(
+    head(
         figure,
         "What each level owned, sold and used",
         [
-            Line2D([], [], color=_INK, linestyle=_LONG, label="vCPUs sold"),
-            _swatch(_GREY, 0.16, "CPUs owned"),
-            _swatch(_GREY, 0.6, "CPUs busy", _DOTS),
+            Line2D([], [], color=INK, linestyle=_LONG, label="vCPUs sold"),
+            _swatch(GREY, 0.16, "CPUs owned"),
+            _swatch(GREY, 0.6, "CPUs busy", _DOTS),
         ],
     )
     return figure
@@ -234,7 +234,7 @@ def _host(series: Series) -> Figure:
         ),
     ):
         for (label, line), colour, dashes, shade in zip(
-            rows, (_INK, "#0035b0", "#b06a00"), (_LONG, "solid", _DOTS), (0, 0.14, 0.3), strict=True
+            rows, (INK, "#0035b0", "#b06a00"), (_LONG, "solid", _DOTS), (0, 0.14, 0.3), strict=True
         ):
             _fill(axes, series, line, colour, shade)
             _step(axes, series, line, colour, dashes, label)
@@ -262,14 +262,14 @@ def _cpu_map(series: Series, shown: Sequence[Group]) -> Figure:
     axes.grid(visible=False)
     for row, (below, above) in enumerate(pairwise(series.cpu_ids), 1):
         if above - below > 1:
-            axes.axhline(row, color=_GREY, linewidth=0.6)
+            axes.axhline(row, color=GREY, linewidth=0.6)
     axes.set_ylabel("CPU id")
     axes.set_ylim(0, rows)
     patches = [_patch(group.colour, group.label) for group in shown]
     patches.append(_patch(FREE, "free"))
     if any(step.owners is None for step in series.steps):
         patches.append(_patch(UNKNOWN, "not recorded"))
-    _title(figure, "Which CPU belonged to which level", patches)
+    head(figure, "Which CPU belonged to which level", patches)
     return figure
 
 
@@ -313,10 +313,10 @@ def _delay(series: Series, shown: Sequence[Group]) -> Figure:
         axes.set_title(group.label, loc="left", fontweight="bold")
         axes.set_ylabel("% of the time")
     _from_zero(panels, least=0.1)
-    _title(
+    head(
         figure,
         "How long vCPUs waited for a CPU",
-        [_swatch(_GREY, 0.16, "p99 of the VMs", _DOTS), _swatch(_GREY, 0.6, "median of the VMs")],
+        [_swatch(GREY, 0.16, "p99 of the VMs", _DOTS), _swatch(GREY, 0.6, "median of the VMs")],
     )
     return figure
 
@@ -324,14 +324,14 @@ def _delay(series: Series, shown: Sequence[Group]) -> Figure:
 def _vms(series: Series, shown: Sequence[Group]) -> Figure:
     figure, (axes,) = _panels(series, [2.6])
     everything: Line = [step.vms for step in series.steps]
-    _fill(axes, series, everything, _GREY, 0.14)
-    _step(axes, series, everything, _GREY)
+    _fill(axes, series, everything, GREY, 0.14)
+    _step(axes, series, everything, GREY)
     for group in shown:
         _step(axes, series, total(series, group, lambda level: level.vms), group.colour, group.dashes)
     axes.set_ylabel("VMs")
     _from_zero([axes])
     lines = [Line2D([], [], color=group.colour, linestyle=group.dashes, label=group.label) for group in shown]
-    _title(figure, "How many VMs there were", [*lines, _swatch(_GREY, 0.14, "all")])
+    head(figure, "How many VMs there were", [*lines, _swatch(GREY, 0.14, "all")])
     return figure
 
 
@@ -349,7 +349,7 @@ def _panels(series: Series, heights: Sequence[float], *, same_scale: bool = Fals
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=not same_scale))
     figure.align_ylabels(panels)
     begin = series.steps[0].time
-    every = _tick(series.end - begin)
+    every = tick(series.end - begin)
     last = panels[-1]
     last.set_xlim(begin, series.end)
     last.xaxis.set_major_locator(MultipleLocator(every))
@@ -358,7 +358,7 @@ def _panels(series: Series, heights: Sequence[float], *, same_scale: bool = Fals
     return figure, panels
 
 
-def _tick(span: int) -> int:
+def tick(span: int) -> int:
     """Seconds between two labels, so that there are not too many."""
     for every in _TICKS:
         if span <= every * _MOST_TICKS:
@@ -407,11 +407,11 @@ def _swatch(colour: str, shade: float, label: str, dashes: Dashes = "solid") -> 
 
 
 def _patch(colour: str, label: str) -> Patch:
-    return Patch(facecolor=colour, edgecolor=_GREY, linewidth=0.6, label=label)
+    return Patch(facecolor=colour, edgecolor=GREY, linewidth=0.6, label=label)
 
 
-def _title(figure: Figure, title: str, entries: Sequence[Line2D | Patch]) -> None:
-    """With the legend below it: only so matplotlib leaves room for both."""
+def head(figure: Figure, title: str, entries: Sequence[Line2D | Patch]) -> None:
+    """A title with the legend below it: only so matplotlib leaves room for both."""
     legend = figure.legend(
         handles=entries,
         loc="outside upper left",
@@ -423,4 +423,4 @@ def _title(figure: Figure, title: str, entries: Sequence[Line2D | Patch]) -> Non
         alignment="left",
         borderpad=0.2,
     )
-    legend.get_title().set_color(_INK)
+    legend.get_title().set_color(INK)
