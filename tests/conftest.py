@@ -34,6 +34,7 @@ SLOW = frozenset(
         "tests.vmstackctl.test_inventory_file",
         "tests.vmstackctl.test_output",
         "tests.vmstackctl.test_plan",
+        "tests.vmstackctl.test_plan_page",
         "tests.vmstackctl.test_plan_parallel",
         "tests.vmstackctl.test_report",
         "tests.vmstackctl.test_report_page",

@@ -47,7 +47,7 @@ def heat_of(path: Path, levels: Sequence[int], question: Question, tell: Tell) -
         percent = rows(size(path, asked, tell), asked)[0].saved_percent
         if percent is not None:
             saved[shares] = percent
-    dealt = f"the VMs of {path.name}, their levels dealt anew with seed {question.seed}"
+    dealt = f"the VMs of {path.name}, with levels dealt anew (seed {question.seed})"
     return Heat(dealt, (chosen[0], chosen[1], chosen[2]), saved)
 
 

@@ -24,6 +24,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem }
 dt, footer { color: var(--soft) }
 dd { margin: 0; overflow-wrap: anywhere }
 .wide { overflow-x: auto }
+.wide + .wide { margin-top: 1.5rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: bottom }
 th:first-child { text-align: left }
