@@ -172,11 +172,12 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_lines_about_recordings_work_in_their_order(clone: Path) -> None:
+def test_the_lines_that_ask_no_daemon_work_in_their_order(clone: Path) -> None:
     printed = {}
     for step in OFFLINE:
         done = typed(step.line, folder=clone)
         assert done.returncode == 0, (step.line, done.stderr)
+        check_printed(step, without_blanks(done.stdout))
         printed[step.line] = done.stdout
     replays = [text for line, text in printed.items() if "--load" in line]
     assert len(replays) == len(set(replays)) == 4, "each what-if is another experiment"
@@ -188,7 +189,9 @@ def test_the_lines_about_recordings_work_in_their_order(clone: Path) -> None:
         "host.png",
         "levels.png",
         "monitoring.csv",
+        "plan.html",
         "vms.png",
+        "workloads",
     ]
 
 
