@@ -36,8 +36,10 @@ run: .venv/ready  ## vmstackd with real VMs, HTTP on 127.0.0.1:8099, and globald
 purge: .venv/ready  ## end the VMs of make run and delete their state
 	@$(PYTHON) -m tools.purge $(STATE_DIR)
 
+# Those that only compute share the cores; the others start programs and wait for them, and want the machine alone.
 test: .venv/ready  ## every test; what this machine cannot run is skipped by name
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -m 'not real and not slow' -n auto
+	$(PYTHON) -m pytest -m 'real or slow'
 
 test-fast: .venv/ready  ## the tests that neither need real VMs nor start many programs, in under a minute
 	$(PYTHON) -m pytest -q -m 'not real and not slow' -n auto
