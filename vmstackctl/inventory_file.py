@@ -123,7 +123,11 @@ def save(path: Path, inventory: SavedInventory) -> None:
 
 def load(path: Path) -> SavedInventory:
     """Read what ``save`` has written, packed or not, and check it. Raises InventoryError."""
-    text = _text(path)
+    return parse(path, _text(path))
+
+
+def parse(path: Path, text: bytes) -> SavedInventory:
+    """The same of a file whose text is known. Raises InventoryError."""
     where = printable(str(path))
     if not text.strip():
         raise InventoryError(f"{where}: is empty; {_EXPECTED}")

@@ -15,10 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.demand import Shape
 from core.trace import HEADER, format_sample
 from core.workload import ServerKind, Workload, WorkloadVm
 from core.workload_parser import parse_workload
+from tests.vmstackctl.inventories import saved, saved_host
 from tests.vmstackctl.recorded import samples, write
+from vmstackctl.inventory_file import save
 from vmstackctl.plan import source
 from vmstackctl.plan.recorded import recorded_workload
 from vmstackctl.plan.source import LARGEST_TEXT, NoWorkload, WorkloadError, read_workload, without_too_large
@@ -129,6 +132,46 @@ def test_a_recording_in_a_pipe_is_refused_with_what_to_do() -> None:
     data = (HEADER + "".join(map(format_sample, samples(3)))).encode()
     with piped(data) as path:
         assert refusal(path) == (f"{path}: is a recording in a pipe, expected one in a file; write it to a file first")
+
+
+@pytest.mark.parametrize("name", ["cluster.json", "cluster.json.gz"])
+def test_the_vms_of_an_inventory_are_all_there_at_once(tmp_path: Path, name: str) -> None:
+    hosts = (
+        saved_host("a", None, "unknown", vms=(Shape(1000, 2, 4096, 2), Shape(3000, 1, 512, 1))),
+        saved_host("b", None, "unknown"),
+        saved_host("c", None, "unknown", vms=(Shape(1500, 4, 1024, 1),)),
+    )
+    save(tmp_path / name, saved(*hosts))
+    found = read_workload(tmp_path / name)
+    assert [(vm.name, vm.level, vm.vcpus, vm.memory_mib) for vm in found.vms] == [
+        ("a-0", 1000, 2, 4096),
+        ("a-1", 1000, 2, 4096),
+        ("a-2", 3000, 1, 512),
+        ("c-3", 1500, 4, 1024),
+    ]
+    assert {(vm.arrival, vm.departure) for vm in found.vms} == {(0.0, inf)}
+    assert found.notes == ("1 host did not tell which VMs there are; these are not planned for",)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ((), "an inventory without VMs"),
+        ((Shape(1000, 1, 1, 2_000_001),), "more than 2000000 VMs"),
+    ],
+)
+def test_an_inventory_without_vms_or_with_too_many_is_refused(
+    tmp_path: Path, shapes: tuple[Shape, ...], said: str
+) -> None:
+    save(tmp_path / "cluster.json", saved(saved_host("a", None, "unknown", vms=shapes)))
+    with pytest.raises(WorkloadError, match=said):
+        read_workload(tmp_path / "cluster.json")
+
+
+def test_other_json_is_no_workload(file: Path) -> None:
+    file.write_text('{"a": 1}')
+    with pytest.raises(NoWorkload, match="is JSON, but no inventory"):
+        read_workload(file)
 
 
 def test_what_is_wrong_with_a_table_is_said_with_path_line_and_column(file: Path) -> None:

@@ -85,8 +85,8 @@ def plan(
     filled by first fit; with one cluster for all levels; and at least, whatever one does. Asks no daemon.
 
     A WORKLOAD is a CSV file with the columns vm_id, vcpus, mem_gb, level, arrival_s and departure_s; one with vcpus,
-    mem_gb, level and count, of VMs that are all there at once; the vms.properties of CloudFactory; or a recording of
-    vmstackd. It may be packed with gzip.
+    mem_gb, level and count, of VMs that are all there at once; the vms.properties of CloudFactory; a recording of
+    vmstackd; or a saved inventory, whose VMs are all there at once. It may be packed with gzip.
 
     The servers decide as vmstackd does, and are chosen as globald chooses hosts. Where there are too few, the exit
     code is 4.

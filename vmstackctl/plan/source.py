@@ -8,6 +8,7 @@ import os
 import stat
 import zlib
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ import msgspec
 
 from core.level import UNIT
 from core.workload import ServerKind, Workload, WorkloadVm
-from core.workload_cells import ForeignTextError, WorkloadTextError, shown
+from core.workload_cells import MOST_VMS, ForeignTextError, WorkloadTextError, shown
 from core.workload_parser import LONGEST_LINE, parse_workload
 from vmstackctl.plan.recorded import recorded_workload
 from vmstackctl.values import count, memory
@@ -42,7 +43,7 @@ class NoWorkload(WorkloadError):
 
 def read_workload(path: Path, memory_cap_mib: int | None = None) -> Workload:
     """The workload of a file, plain or packed with gzip: a table of VMs or of shapes, CloudFactory's vms.properties,
-    or a recording of vmstackd. It has at least one VM.
+    a recording of vmstackd, or a saved inventory. It has at least one VM.
 
     memory_cap_mib: the most that VMs above 1:1 get, as in the published experiment. Raises WorkloadError; NoWorkload
     for a text that is something else.
@@ -50,6 +51,8 @@ def read_workload(path: Path, memory_cap_mib: int | None = None) -> Workload:
     text = _text(path)
     if text is None:
         workload = _recorded(path)
+    elif text.lstrip()[:1] == "{":
+        workload = _of_inventory(path, text)
     else:
         try:
             workload = parse_workload(text)
@@ -139,6 +142,30 @@ def _data(path: Path, file: BinaryIO | io.BufferedReader) -> bytes | None:
     if len(data) > LARGEST_TEXT:
         raise WorkloadError(f"{path}: holds more than {LARGEST_TEXT >> 20} MiB of text, expected no more")
     return data
+
+
+def _of_inventory(path: Path, text: str) -> Workload:
+    """The VMs of a cluster as it was, host after host: all at once, and nobody leaves."""
+    from vmstackctl.inventory_file import InventoryError, parse  # noqa: PLC0415  imports the client
+
+    try:
+        inventory = parse(path, text.encode())
+    except InventoryError as error:
+        raise NoWorkload(str(error)) from error
+    vms: list[WorkloadVm] = []
+    for host in inventory.hosts:
+        for shape in host.vms or ():
+            if len(vms) + shape.count > MOST_VMS:
+                raise WorkloadError(f"{path}: has more than {MOST_VMS} VMs, expected no more")
+            vms += [
+                WorkloadVm(f"{host.name}-{number}", shape.level, shape.vcpus, shape.memory_mib, 0.0, inf)
+                for number in range(len(vms), len(vms) + shape.count)
+            ]
+    silent = sum(host.vms is None for host in inventory.hosts)
+    if not vms:
+        raise WorkloadError(f"{path}: is an inventory without VMs, expected at least one")
+    notes = (f"{count(silent, 'host')} did not tell which VMs there are; these are not planned for",) if silent else ()
+    return Workload(tuple(vms), notes)
 
 
 def _recorded(path: Path) -> Workload:
