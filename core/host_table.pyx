@@ -239,6 +239,8 @@ cdef class HostTable:
     cdef Subset *scratch
     cdef int scratch_space
     cdef HostSearch by_worth
+    cdef int32_t most_cpus  # of a single host, of those that were put lately
+    cdef int64_t most_mib
     cdef Shape shapes[SHAPES]
     cdef int32_t log[LOG]
     cdef uint64_t changes
@@ -315,6 +317,9 @@ cdef class HostTable:
         self.present += old.state == ABSENT
         old[0] = new
         self.criticals[host] = status.critical_sizes
+        if closed != UNKNOWN:
+            self.most_cpus = max(self.most_cpus, new.cpus)
+            self.most_mib = max(self.most_mib, new.memory)
         self.bring_in(host)
 
     def close(self, int host, str reason):
@@ -645,6 +650,10 @@ cdef class HostTable:
         """What the free room of hosts is worth from now on; before the first call, nothing."""
         self.by_worth.value_by(worth)
 
+    def outgrew(self, int cpus, int64_t memory_mib):
+        """Whether a host that was put since ``supply`` has more of either."""
+        return self.most_cpus > cpus or self.most_mib > memory_mib
+
     def supply(self):
         """The fields of ``core.demand.Supply``, of the hosts that ``sums`` is of."""
         cdef Host *host
@@ -659,6 +668,7 @@ cdef class HostTable:
                 servers += 1
                 most_cpus = max(most_cpus, host.cpus)
                 most_mib = max(most_mib, host.memory)
+        self.most_cpus, self.most_mib = most_cpus, most_mib
         sold = []
         for number in range(self.level_count):
             if self.levels[number].vcpus:

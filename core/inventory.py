@@ -41,7 +41,9 @@ class Inventory(HostTable):
 
     def arrived(self, level: int, vcpus: int, memory_mib: int) -> None:
         """Somebody asks for a VM: policies may learn from it. To be told once, before a host is chosen."""
-        if self.demand.arrived(level, vcpus, memory_mib):
+        market = self.demand.market
+        due = self.demand.arrived(level, vcpus, memory_mib)
+        if due or (market is not None and self.outgrew(market.most_cpus, market.most_mib)):
             supply = Supply(*self.supply())
             if supply.servers:
                 self.value_by(Worth(self.demand.look(supply)))

@@ -5,8 +5,9 @@ from core.host_figures cimport Host
 
 cdef enum:
     MOST_SHAPES = 24
-    TABLES = 256  # places for tables; a power of 2
-    MOST_TABLES = 192
+    TABLES = 1024  # places for tables; 2 to the power of TABLE_BITS
+    TABLE_BITS = 10
+    MOST_TABLES = 768
 
 # A popular shape. fraction: CPUs that it is sold as, vCPUs / level.
 ctypedef struct Popular:
@@ -16,9 +17,16 @@ ctypedef struct Popular:
     double fraction
     double share  # of all arrivals of popular shapes
     double value  # what one adds to worth
-    int32_t steps  # CPUs and memory that it takes in a table
-    int32_t grains
+    int32_t steps[2]  # CPUs and memory that it takes in a table, by its scale
+    int32_t grains[2]
     bint shared  # above 1:1: whether a host would refuse it is asked
+
+# How fine a table is. per_cpu: steps of a CPU; grain: MiB.
+ctypedef struct Scale:
+    double per_cpu
+    int64_t grain
+    int32_t steps
+    int32_t grains
 
 # The worth of every room where some shapes are refused (one bit each); rows by CPUs, as far as somebody has asked.
 ctypedef struct Table:
@@ -47,15 +55,13 @@ cdef class Worth:
     cdef double memory
     cdef double cpu_use
     cdef double memory_use
-    cdef double per_cpu  # steps of the table
-    cdef int64_t grain
-    cdef int steps
-    cdef int grains
+    cdef Scale scales[2]  # of the table without refusals, and of those with some
     cdef Table tables[TABLES]
     cdef int table_count
     cdef int64_t filled  # cells
 
     cdef int measure(self, market) except -1
+    cdef int set_scale(self, int which, market, steps, grain) except -1
     cdef Table *table_for(self, uint32_t refused) noexcept nogil
     cdef void fill(self, Table *table, int step) noexcept nogil
     cdef void forget(self) noexcept nogil

@@ -30,6 +30,10 @@ cdef enum:
     MOST_PARTS = 60  # of a CPU
     MOST_STEPS = 1536
     MOST_GRAINS = 1024
+    FINE_CELLS = 1 << 17  # up to which all tables are alike
+    COARSE_STEPS = 256  # else, of those with refusals: there can be hundreds
+    COARSE_GRAINS = 128
+    KEPT_CELLS = 1 << 24
 
 
 def parts_of(market):
@@ -82,17 +86,31 @@ cdef class Worth:
         cdef double by_cpu = self.cpu_use ** SHARPNESS
         cdef double by_memory = self.memory_use ** SHARPNESS
         cdef Popular *one
-        self.steps = max(1, min(market.most_cpus * parts_of(market), MOST_STEPS))
-        self.per_cpu = self.steps / float(market.most_cpus)
-        self.grain = max(gcd(*[shape.memory_mib for shape in market.shapes]), -(-market.most_mib // MOST_GRAINS), 1)
-        self.grains = market.most_mib // self.grain
+        cdef Scale *scale
+        cdef int fine
+        steps = max(1, min(market.most_cpus * parts_of(market), MOST_STEPS))
+        grain = max(gcd(*[shape.memory_mib for shape in market.shapes]), -(-market.most_mib // MOST_GRAINS), 1)
+        self.set_scale(0, market, steps, grain)
+        if (steps + 1) * (market.most_mib // grain + 1) > FINE_CELLS:
+            steps, grain = min(steps, COARSE_STEPS), max(grain, -(-market.most_mib // COARSE_GRAINS))
+        self.set_scale(1, market, steps, grain)
         for k, shape in enumerate(market.shapes):
             one = self.shapes + k
             one.value = by_cpu * one.fraction / self.cpus + by_memory * one.memory / self.memory
             one.value /= by_cpu + by_memory
-            one.steps = min(-(-(shape.vcpus * UNIT * self.steps) // (shape.level * market.most_cpus)), self.steps + 1)
-            one.grains = min(-(-shape.memory_mib // self.grain), self.grains + 1)
+            for fine in range(2):
+                scale = self.scales + fine
+                wide = -(-(shape.vcpus * UNIT * scale.steps) // (shape.level * market.most_cpus))
+                one.steps[fine] = min(wide, scale.steps + 1)
+                one.grains[fine] = min(-(-shape.memory_mib // scale.grain), scale.grains + 1)
             one.shared = shape.level > UNIT
+        return 0
+
+    cdef int set_scale(self, int which, market, steps, grain) except -1:
+        self.scales[which].steps = steps
+        self.scales[which].per_cpu = steps / float(market.most_cpus)
+        self.scales[which].grain = grain
+        self.scales[which].grains = market.most_mib // grain
         return 0
 
     cdef void forget(self) noexcept nogil:
@@ -101,21 +119,23 @@ cdef class Worth:
             free(self.tables[k].cells)
         memset(self.tables, 0, TABLES * sizeof(Table))
         self.table_count = 0
+        self.filled = 0
 
     cdef Table *table_for(self, uint32_t refused) noexcept nogil:
         """NULL without memory for it."""
-        cdef uint32_t at = (refused * <uint32_t>2654435761) >> 24
+        cdef uint32_t at = (refused * <uint32_t>2654435761) >> (32 - TABLE_BITS)
         cdef Table *table
+        cdef const Scale *scale = self.scales + (refused != 0)
         while self.tables[at].cells is not NULL:
             if self.tables[at].refused == refused:
                 return self.tables + at
             at = (at + 1) % TABLES
-        if self.table_count == MOST_TABLES:
+        if self.table_count == MOST_TABLES or self.filled > KEPT_CELLS:
             self.forget()
             return self.table_for(refused)
         table = self.tables + at
         # Pages that no row is written to take no memory.
-        table.cells = <double *>calloc((self.steps + 1) * <size_t>(self.grains + 1), sizeof(double))
+        table.cells = <double *>calloc((scale.steps + 1) * <size_t>(scale.grains + 1), sizeof(double))
         if table.cells is NULL:
             return NULL
         table.refused = refused
@@ -126,7 +146,9 @@ cdef class Worth:
     cdef void fill(self, Table *table, int step) noexcept nogil:
         """The knapsack, up to so many CPUs: how much value copies of the shapes that are not refused can have."""
         cdef int x, z, k
-        cdef size_t width = self.grains + 1
+        cdef int which = table.refused != 0
+        cdef int grains = self.scales[which].grains
+        cdef size_t width = grains + 1
         cdef const Popular *one
         cdef double *row
         cdef const double *rest
@@ -134,11 +156,11 @@ cdef class Worth:
         for x in range(table.rows, step + 1):
             for k in range(self.shape_count):
                 one = self.shapes + k
-                if table.refused >> k & 1 or one.steps > x or one.grains > self.grains:
+                if table.refused >> k & 1 or one.steps[which] > x or one.grains[which] > grains:
                     continue
-                row = table.cells + x * width + one.grains
-                rest = table.cells + (x - one.steps) * width
-                for z in range(self.grains + 1 - one.grains):
+                row = table.cells + x * width + one.grains[which]
+                rest = table.cells + (x - one.steps[which]) * width
+                for z in range(grains + 1 - one.grains[which]):
                     value = rest[z] + one.value
                     row[z] = value if value > row[z] else row[z]
         self.filled += (step + 1 - table.rows) * <int64_t>width
@@ -195,7 +217,8 @@ cdef class Worth:
                 view.reach[k] -= extra
 
     cdef double worth_of(self, double free_cpus, int64_t free_mib, uint32_t refused) noexcept nogil:
-        cdef double x = min(free_cpus * self.per_cpu + 1e-6, <double>self.steps)
+        cdef const Scale *scale = self.scales + (refused != 0)
+        cdef double x = min(free_cpus * scale.per_cpu + 1e-6, <double>scale.steps)
         cdef Table *table
         if self.shape_count == 0 or x < 0 or free_mib < 0:
             return 0.0
@@ -204,7 +227,7 @@ cdef class Worth:
             return 0.0
         if <int>x >= table.rows:
             self.fill(table, <int>x)
-        return table.cells[<int>x * <size_t>(self.grains + 1) + min(free_mib // self.grain, <int64_t>self.grains)]
+        return table.cells[<int>x * <size_t>(scale.grains + 1) + min(free_mib // scale.grain, <int64_t>scale.grains)]
 
     cdef double waste_of(self, const View *view, int64_t cpus, bint paper, uint32_t *refused) noexcept nogil:
         """refused: gets the popular shapes above 1:1 that the host would not take, though what is free suffices."""
@@ -214,7 +237,7 @@ cdef class Worth:
         cdef double widest[MOST_SHAPES]  # more than that many vCPUs has no VM that fits
         cdef double free_cpus = max(view.free, 0.0)
         cdef double free_mib = <double>max(view.free_mib, <int64_t>0)
-        cdef int steps = <int>min(free_cpus * self.per_cpu + 1e-6, <double>self.steps)
+        cdef int steps = <int>min(free_cpus * self.scales[0].per_cpu + 1e-6, <double>self.scales[0].steps)
         cdef double waste = 0.0
         cdef double copies, early, by_memory, idle_cpus, idle_mib
         cdef const Popular *shape
@@ -242,7 +265,7 @@ cdef class Worth:
                     copies = early
             if shape.vcpus > widest[at]:
                 copies = 0.0
-            if copies == 0.0 and shape.shared and shape.steps <= steps and shape.memory <= free_mib:
+            if copies == 0.0 and shape.shared and shape.steps[0] <= steps and shape.memory <= free_mib:
                 refused[0] |= <uint32_t>1 << k
             if shape.memory > 0:
                 by_memory = <double><int64_t>(free_mib / shape.memory)
@@ -284,6 +307,8 @@ cdef class Worth:
         of these popular shapes (their places) are refused.
         """
         cdef uint32_t bits = 0
+        cdef int steps = <int>min(free_cpus * self.scales[0].per_cpu + 1e-6, <double>self.scales[0].steps)
         for place in refused:
-            bits |= 1 << place
+            if self.shapes[<int>place].steps[0] <= steps and self.shapes[<int>place].memory <= free_mib:
+                bits |= <uint32_t>1 << <int>place  # the others do not fit anyway
         return self.worth_of(free_cpus, max(0, free_mib), bits)

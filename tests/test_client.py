@@ -108,15 +108,16 @@ def test_what_only_a_cluster_can_be_asked() -> None:
             [1, 2, None, hosts], [1, 3, None, listed], [1, 4, None, listed | {"listed": True}], [1, 5, None, demand]
         )
         async with _server(answer, hello=True) as path, await Client.connect(str(path), program="test") as client:
-            three = await asyncio.gather(
+            listing, removed, added, learnt = await asyncio.gather(
                 client.hosts(),
                 client.host_remove(requests.HostRemove(host="a")),
                 client.host_add(requests.HostAdd(address="a:1")),
+                client.demand(),
             )
-            assert await client.demand() == replies.DemandReply("worth", Lesson((Shape(1500, 2, 512, 3),), 3, 64, None))
-            assert three[0].duplicates == (replies.DuplicateVm(name="one", hosts=("a", "b")),)
-            assert [reply.listed for reply in three[1:]] == [False, True]
-            assert three[1].vms == 3
+            assert learnt == replies.DemandReply("worth", Lesson((Shape(1500, 2, 512, 3),), 3, 64, None))
+            assert listing.duplicates == (replies.DuplicateVm(name="one", hosts=("a", "b")),)
+            assert (removed.listed, added.listed) == (False, True)
+            assert removed.vms == 3
 
     asyncio.run(check())
 

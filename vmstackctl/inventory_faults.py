@@ -11,6 +11,11 @@ from core.level import HIGHEST, LOWEST
 from vmstackctl.saved_inventory import SavedHost, SavedInventory
 from vmstackd.api.replies import HOST_STATES, UP, closed
 
+LATEST = 253402300799
+"""Seconds since 1970: the last that have a date."""
+MOST_VMS = 1 << 16
+"""Of one host, as globald believes it."""
+
 
 def fault_of(inventory: SavedInventory) -> str:
     """What is wrong and where, as "hosts[3].state: ..."; empty if an inventory may be so."""
@@ -18,7 +23,7 @@ def fault_of(inventory: SavedInventory) -> str:
 
 
 def _faults(inventory: SavedInventory) -> Iterator[str]:
-    if not 0 <= inventory.time <= MAX_GENERATION:
+    if not 0 <= inventory.time <= LATEST:
         yield f"time: {inventory.time}, expected seconds since 1970"
     yield from _lesson_faults(inventory.lesson)
     if len(inventory.hosts) > MAX_HOSTS:
@@ -38,6 +43,8 @@ def _host_faults(host: SavedHost) -> Iterator[str]:
             yield ".status: none, expected the figures of a host that is up"
     elif why := fault(host.status):
         yield f".status: {why}"
+    if (vms := sum(shape.count for shape in host.vms or ())) > MOST_VMS:
+        yield f".vms: {vms} VMs, expected at most {MOST_VMS}"
     for place, shape in enumerate(host.vms or ()):
         for why in _shape_faults(shape):
             yield f".vms[{place}]{why}"
@@ -76,8 +83,8 @@ def _shapes_faults(where: str, shapes: tuple[Shape, ...]) -> Iterator[str]:
 def _shape_faults(shape: Shape) -> Iterator[str]:
     yield from _outside(".level", shape.level, LOWEST, HIGHEST)
     yield from _outside(".vcpus", shape.vcpus, 1, MAX_VCPUS)
-    yield from _outside(".memory_mib", shape.memory_mib, 0, MAX_MEMORY_MIB)
-    yield from _outside(".count", shape.count, 1, MAX_GENERATION)
+    yield from _outside(".memory_mib", shape.memory_mib, 1, MAX_MEMORY_MIB)
+    yield from _outside(".count", shape.count, 1, MAX_VCPUS)
 
 
 def _outside(name: str, value: float, least: float, most: float) -> Iterator[str]:

@@ -22,8 +22,8 @@ from vmstackctl.report.target import write_whole
 from vmstackctl.saved_inventory import FORMAT, VERSION, SavedHost, SavedInventory
 from vmstackctl.values import printable
 from vmstackd.api import requests
-from vmstackd.api.errors import DeadlineExceeded, NotFound, Unavailable
-from vmstackd.api.replies import CORDONED, HYPERVISOR_DOWN, UP, VmReply, closed
+from vmstackd.api.errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from vmstackd.api.replies import CORDONED, HYPERVISOR_DOWN, UP, DemandReply, VmReply, closed
 from vmstackd.client import MALFORMED, Client
 
 MOST_BYTES = 1 << 29
@@ -62,7 +62,7 @@ async def gather(
     """
     policy, lesson = DEFAULT_HOST_POLICY, Lesson((), 0, 0, None)
     if is_cluster(client):
-        reply, learnt = await asyncio.gather(client.hosts(timeout=timeout), client.demand(timeout=timeout))
+        reply, learnt = await asyncio.gather(client.hosts(timeout=timeout), _demand(client, timeout))
         policy, lesson = learnt.policy, learnt.lesson
         hosts = [_host(one.name, one.address, (one.state, one.reason), one.status) for one in reply.hosts]
     else:
@@ -75,6 +75,15 @@ async def gather(
     if why := fault_of(found):
         raise Unavailable(f"{client.address} told what cannot be true: {why}", fault=MALFORMED)
     return found
+
+
+async def _demand(client: Client, seconds: float | None) -> DemandReply:
+    try:
+        return await client.demand(timeout=seconds)
+    except InvalidRequest as error:
+        raise Unavailable(
+            f"globald at {client.address} is older than vmstackctl, and does not tell what it has learnt; update it"
+        ) from error
 
 
 def _host(name: str, address: str, state: tuple[str, str], status: HostStatus | None) -> SavedHost:

@@ -71,7 +71,7 @@ def _readable(value: Any) -> Any:  # noqa: ANN401  whatever JSON may hold
 def deployed(reply: Deployed) -> str:
     """What has happened, or would."""
     begin = f"{printable(reply.name)}: {'would run' if reply.dry_run else 'runs'} at level {ratio(reply.level)}"
-    score = "" if reply.score is None else f" (score {reply.score:.1f})"
+    score = "" if reply.score is None else f" (score {reply.score:.6g})"
     where = f" of {printable(reply.host)}{score}" if reply.host else ""
     return f"{begin} on CPUs {cpu_list(reply.cpus)}{where}{_nothing(dry_run=reply.dry_run)}"
 

@@ -23,7 +23,7 @@ from core.level import HIGHEST, UNIT
 from core.model import HostState, Plan, Vm
 from core.status import HostStatus, host_status, level_status
 from tests.cluster_oracle import SCORES, ClusterOracle, plain
-from tests.core.hosts import LEVELS, REFERENCE, empty, epyc, filled, i7, restored, states
+from tests.core.hosts import LEVELS, REFERENCE, build, empty, epyc, filled, i7, restored, states
 from tests.core.test_admission import lived
 
 PROGRESS = HOST_POLICIES["progress"]
@@ -484,3 +484,22 @@ def test_more_than_any_host_has_fits_nowhere(vcpus: int, memory: int) -> None:
     refused = refusal_on(status, 2000, vcpus, memory)
     assert inventory.refusals(2000, vcpus, memory) == ({} if refused is None else {refused: 1})
     assert (inventory.choose(PROGRESS, 2000, vcpus, memory) is None) == (refused is not None)
+
+
+def test_larger_hosts_are_looked_at_at_once() -> None:
+    """What they are worth is not in the tables: until then nothing would be lost by filling them."""
+    small, large = empty(build(memory=8192)), empty(build(cores=64, memory=131072))
+    inventory = inventory_of(*[host_status(small)] * 4)
+    inventory.arrived(1000, 1, 512)
+    for host in range(4, 6):
+        inventory.put(host, host_status(large), UNKNOWN)
+    inventory.arrived(1000, 1, 512)
+    assert inventory.demand.market is not None
+    assert inventory.demand.market.most_cpus == 8
+    for host in range(4, 6):
+        inventory.put(host, host_status(large))
+    inventory.arrived(1000, 1, 512)
+    assert inventory.demand.market.most_cpus == 128
+    chosen = inventory.choose(WORTH, 1000, 1, 512)
+    assert chosen is not None
+    assert chosen.host == 0

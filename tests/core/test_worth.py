@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from fractions import Fraction
 
 import pytest
@@ -13,6 +14,7 @@ from core.demand import Market, Shape
 from core.host_policy import HOST_POLICIES
 from core.level import UNIT
 from core.model import HostState
+from core.packing import Packing
 from core.status import host_status
 from core.worth import Worth
 from tests.cluster_oracle import plain
@@ -82,6 +84,21 @@ def test_servers_of_any_size(shapes: list[Shape], cpus: int, memory: int) -> Non
     assert 0 <= table.of(cpus / 2, memory) <= full
     assert table.of(cpus, memory // 2) <= full == table.of(2 * cpus, 2 * memory)
     assert table.of(-1, memory) == 0
+
+
+def test_with_many_levels_a_decision_takes_no_longer() -> None:
+    """There are hundreds of sets of shapes that hosts refuse: their tables are coarse. Finer ones took seconds."""
+    rnd = random.Random(4)
+    sizes = [
+        (level, vcpus, 512 * rnd.randint(1, 4 * vcpus))
+        for level in (1000, 1250, 1500, 2000, 2500, 3000)
+        for vcpus in (1, 2, 4, 8)
+    ]
+    packing = Packing([(128, 1 << 20)] * 200, HOST_POLICIES["worth"], critical_size=6)
+    placed = [(packing.place(*size), size) for size in rnd.choices(sizes, k=4000)]
+    for server, size in rnd.sample([one for one in placed if one[0] >= 0], 2000):
+        packing.remove(server, *size)
+    assert all(packing.place(*size) >= 0 for size in rnd.choices(sizes, k=500))
 
 
 def test_too_many_shapes_are_a_mistake() -> None:

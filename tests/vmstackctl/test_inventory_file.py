@@ -289,3 +289,16 @@ def test_every_state_of_a_host_can_be_saved() -> None:
     hosts = [saved_host(state, figures(), state) for state in HOST_STATES]
     closed = [reason for _, _, reason in to_inventory(saved(*hosts)).scores(HOST_POLICIES["first-fit"], *SIZE)]
     assert closed == ["", "cordoned", "hypervisor-down", "unknown", "unknown", "quarantined"]
+
+
+def test_a_link_stays_one_and_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "target.json", tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(target)
+    save(link, saved())
+    assert link.is_symlink()
+    assert load(target) == saved()
+    os.mkfifo(pipe)
+    with pytest.raises(WriteError, match="is no file that could be replaced; choose another FILE"):
+        save(pipe, saved())
+    assert pipe.is_fifo()
+    assert sorted(tmp_path.iterdir()) == [link, pipe, target]

@@ -132,7 +132,7 @@ def test_what_was_done_and_what_would_be() -> None:
         "web1: would be removed and free no CPUs (dry run: nothing was changed)"
     )
     there = msgspec.structs.replace(done, host="server3", score=12.34)
-    assert lines.deployed(there) == "web1: runs at level 1.5:1 on CPUs 8-9,136 of server3 (score 12.3)"
+    assert lines.deployed(there) == "web1: runs at level 1.5:1 on CPUs 8-9,136 of server3 (score 12.34)"
     assert lines.removed(msgspec.structs.replace(gone, host="server3")) == "web1: removed from server3, freed CPUs 8-9"
     assert lines.progress(ProgressReply(progress=-3.25)).startswith("-3.2 MiB per CPU")
 

@@ -48,7 +48,16 @@ def make_folder(folder: Path) -> None:
 
 
 def write_whole(file: Path, content: bytes, *, instead: str = "choose another -o") -> None:
-    """In the place of what is there, whole or not at all. instead: what to do if it fails. Raises WriteError."""
+    """In the place of what is there, whole or not at all. instead: what to do if it fails. Raises WriteError.
+
+    A link stays one, and what it leads to is written; a device or a pipe is left alone.
+    """
+    try:
+        file = file.resolve()
+    except (OSError, RuntimeError) as error:
+        raise WriteError(f"{file}: cannot be followed: {error}; {instead}") from error
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise WriteError(f"{file}: is no file that could be replaced; {instead}")
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         try:
