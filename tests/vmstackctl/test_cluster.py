@@ -62,9 +62,9 @@ def test_three_hundred_hosts_arrive() -> None:
 
 
 def test_a_vm_is_deployed_where_the_cluster_says(cluster: Served) -> None:
-    assert cluster.deploy("web1", 2).out == "web1: runs at level 2:1 on CPUs 0-1 of server1 (score 12.3)\n"
+    assert cluster.deploy("web1", 2).out == "web1: runs at level 2:1 on CPUs 0-1 of server1 (score 12.345)\n"
     there = cluster.deploy("web2", 1, "--host", "server3", "--dry-run").out
-    assert there == "web2: would run at level 2:1 on CPUs 0 of server3 (score 12.3) (dry run: nothing was changed)\n"
+    assert there == "web2: would run at level 2:1 on CPUs 0 of server3 (score 12.345) (dry run: nothing was changed)\n"
     assert [vm["host"] for vm in cluster.json("list")["vms"]] == ["server1"]
     assert cluster.ctl("list").out.splitlines()[1].split()[:3] == ["web1", "server1", "2:1"]
     assert cluster.ctl("describe", "web1").out.startswith("web1\n  host    server1\n")
