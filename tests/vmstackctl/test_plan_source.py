@@ -157,12 +157,13 @@ def test_the_vms_of_an_inventory_are_all_there_at_once(tmp_path: Path, name: str
     ("shapes", "said"),
     [
         ((), "an inventory without VMs"),
-        ((Shape(1000, 1, 1, 2_000_001),), "more than 2000000 VMs"),
+        ((Shape(1000, 1, 1, 2), Shape(2000, 1, 1, 2)), "more than 3 VMs"),
     ],
 )
 def test_an_inventory_without_vms_or_with_too_many_is_refused(
-    tmp_path: Path, shapes: tuple[Shape, ...], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes: tuple[Shape, ...], said: str
 ) -> None:
+    monkeypatch.setattr(source, "MOST_VMS", 3)
     save(tmp_path / "cluster.json", saved(saved_host("a", None, "unknown", vms=shapes)))
     with pytest.raises(WorkloadError, match=said):
         read_workload(tmp_path / "cluster.json")
