@@ -54,7 +54,9 @@ def test_it_ends_when_the_cluster_is_full_of_three_levels(filled: demo.Result) -
     assert work.arrived - work.left == sum(status.vms for status in statuses)
     assert work.left > 0
     assert work.rate > 0
-    assert all(drawing.status.degraded == () for drawing in filled.drawings)
+    for drawing in filled.drawings:  # where VMs leave, a level can come to owe CPUs to those that stay, and says so
+        owing = [level for level in drawing.status.host.levels if level.cpus < level.needed]
+        assert len(drawing.status.degraded) == len(owing)
 
 
 def test_the_orders_are_always_the_same() -> None:
