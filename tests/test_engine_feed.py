@@ -117,6 +117,29 @@ def test_what_happens_outside_is_told() -> None:
     with_engine(test)
 
 
+def test_a_vm_whose_start_nobody_could_confirm_is_told_once_it_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a cluster would never know its name, and would give it to another VM."""
+    monkeypatch.setattr("vmstackd.engine.GRACE_S", 0.0)
+
+    async def test(engine: Engine, hv: FaultySim) -> None:
+        heard = Heard(engine)
+
+        async def aftermath(operation: str, _name: str) -> None:
+            if operation == "create":
+                hv.cut()
+                raise HypervisorUnreachable("the link is cut")
+
+        hv.aftermath = aftermath
+        with pytest.raises(errors.Unavailable):
+            await engine.handle(deploy("a"), OPERATOR, "1")
+        hv.heal()
+        adopted = await heard.first(VmAdopted)
+        assert isinstance(adopted, VmAdopted)
+        assert (adopted.name, adopted.level, len(adopted.cpus)) == ("a", 2000, 2)
+
+    with_engine(test)
+
+
 def test_a_lost_link_degrades_and_its_return_ends_that() -> None:
     async def test(engine: Engine, hv: FaultySim) -> None:
         heard = Heard(engine)

@@ -52,6 +52,13 @@ def test_an_empty_hypervisor_and_an_empty_host_agree() -> None:
     assert (result.gone, result.adopted, dict(result.unplaced), result.stopped) == ((), (), {}, frozenset())
 
 
+def test_what_is_decided_is_newer_than_the_records_of_vms_that_are_shut_off() -> None:
+    """Else one that is started again would bring back the subset of its former life, with CPUs that others have now."""
+    off = msgspec.structs.replace(ours("a", 2000, (8, 0), 7), running=False, pinned=frozenset())
+    assert start(off).state.generation > 7
+    assert start(off, ours("b", 1000, (3,), 2)).state.generation > 7
+
+
 def test_subsets_come_back_in_attribution_order_from_the_newest_record() -> None:
     result = start(
         ours("b", 2000, (8, 0, 3), 7, arrival=3),

@@ -302,6 +302,7 @@ class Engine(Operations):
             # Whether it runs will be seen when the link is back. Even then the order may still be under
             # way somewhere, so for a while not seeing it does not mean that it is not there.
             live.changes += 1
+            live.untold = True
             asyncio.get_running_loop().call_later(GRACE_S, host.changed, vm.name, live)
             raise Unavailable(f"whether {vm.name!r} has started is unknown: {error}", outcome="unknown") from error
         except HypervisorError as error:

@@ -41,10 +41,11 @@ class LiveVm:
     pinned: every CPU that it may run on now, as last read back; more while a change is under way.
     record: what its metadata says. pin_failure: why it is not pinned as decided. unseen: why it could
     not be looked at the last time. changes: calls under
-    way that change its pinning or its record, so that neither can be learned by looking.
+    way that change its pinning or its record, so that neither can be learned by looking. untold: nobody
+    knows whether its start has succeeded, so nobody was told that it is there.
     """
 
-    __slots__ = ("changes", "phase", "pin_failure", "pinned", "record", "unseen")
+    __slots__ = ("changes", "phase", "pin_failure", "pinned", "record", "unseen", "untold")
 
     def __init__(self, phase: Phase) -> None:
         self.phase = phase
@@ -53,6 +54,7 @@ class LiveVm:
         self.pin_failure = ""
         self.unseen = ""
         self.changes = 0
+        self.untold = False
 
 
 class Host:

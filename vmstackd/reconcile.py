@@ -99,6 +99,9 @@ def reconcile(
 
     newcomers = [vm for name, vm in running.items() if state.vm(name) is None]
     state, adopted = _restored(state, newcomers, None if nowhere else policy)
+    # Records of VMs that are shut off count too: whoever starts one again must not make an old subset the newest.
+    strangers = [*newcomers, *(vm for vm in seen.values() if not vm.running)]
+    state = _newer(state, max((vm.record.generation for vm in strangers if vm.record is not None), default=-1))
     if nowhere:
         state = hold(state, state.free.ids(), state.held_mib)
     # A daemon killed while it narrowed a subset leaves VMs on CPUs that no record gives them any more.
@@ -210,11 +213,12 @@ def _restored(state: HostState, newcomers: list[ObservedVm], policy: Policy | No
             continue  # no CPU is left for it; its VMs are looked at one by one
         state = free_cpus(restored, reserved)
         adopted += members
-    generation = max((_generation(vm) for vm in newcomers), default=0)
-    if newcomers and generation >= state.generation:
-        # Above every record, so that whatever is written from now on is newer than all of them.
-        state = msgspec.structs.replace(state, generation=generation + 1)
     return state, adopted
+
+
+def _newer(state: HostState, newest: int) -> HostState:
+    """The state with a generation above that of every record, so that whatever is written from now on is newer."""
+    return msgspec.structs.replace(state, generation=newest + 1) if newest >= state.generation else state
 
 
 def _as_vm(observed: ObservedVm, level: int | None) -> Vm:

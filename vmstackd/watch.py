@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from core.cpuset import format_cpu_list
 from core.level import format_level
+from core.model import Vm
 from core.policy import Policy
 from vmstackd.api.replies import UnplacedVm
 from vmstackd.api.session import VmAdopted, VmGone
@@ -112,19 +113,23 @@ class Watch:
         host.stopped = result.stopped
         for name in result.gone:
             del host.live[name]
+        found = []
         for vm in running:
-            if host.state.vm(vm.name) is not None:
+            subset = host.state.subset_of(vm.name)
+            if subset is not None:
                 live = host.live.setdefault(vm.name, LiveVm(Phase.RUNNING))
                 live.pinned = vm.pinned
                 live.record = vm.record
                 live.unseen = ""
-                subset = host.state.subset_of(vm.name)
-                if subset is not None and live.pinned == frozenset(subset.cpus):
+                if live.pinned == frozenset(subset.cpus):
                     live.pin_failure = ""
+                if live.untold:
+                    live.untold = False
+                    found.append(subset.vms[vm.name])
         if result.gone and result.unplaced:
             host.look_again(result.unplaced)
         host.feed.touch()
-        _tell(host, result, unplaced_before)
+        _tell(host, result, found, unplaced_before)
 
     def _look_at_everything(self) -> None:
         self._everything = True
@@ -172,13 +177,14 @@ def _count_drift(host: Host, result: Reconciliation, running: list[ObservedVm]) 
     )
 
 
-def _tell(host: Host, result: Reconciliation, unplaced_before: Mapping[str, UnplacedVm]) -> None:
+def _tell(host: Host, result: Reconciliation, found: list[Vm], unplaced_before: Mapping[str, UnplacedVm]) -> None:
+    """found: VMs that have started after all."""
     adopted = {vm.name for vm in result.adopted}
     for name in result.gone:
         log.info("resized" if name in adopted else "gone", vm=name)
         if name not in adopted:
             host.feed.publish(VmGone(time=time.time(), name=name))
-    for vm in result.adopted:
+    for vm in (*result.adopted, *found):
         cpus = host.cpus_of(vm.level)
         host.feed.publish(VmAdopted(time=time.time(), name=vm.name, level=vm.level, cpus=cpus))
         log.info(
