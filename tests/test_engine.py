@@ -471,6 +471,22 @@ def test_a_link_that_breaks_during_a_start_leaves_the_vm_unclear_until_it_is_bac
     with_engine(test)
 
 
+def test_a_vm_without_a_place_is_removed_even_if_nobody_can_look_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmstackd.watch.RETRY_S", 0.0)
+
+    async def test(engine: Engine, hv: FaultySim) -> None:
+        hv.put(outsider("off", 1, (), running=False))
+        await quiet(engine)
+        assert engine.status().stopped == ("off",)
+        hv.plan = failing("observe")
+        assert await ask(engine, requests.Remove(name="off")) == replies.Removed(name="off", released=())
+        hv.plan = hv._nothing
+        await quiet(engine)
+        assert engine.status().stopped == ()
+
+    with_engine(test)
+
+
 def test_a_reader_may_not_change_anything() -> None:
     async def test(engine: Engine, hv: FaultySim) -> None:
         reader = Caller(transport="inproc", identity="somebody", role=Role.READER)

@@ -345,7 +345,10 @@ class Engine(Operations):
             raise NotFound(f"{name!r} does not exist on this host")
         if not request.dry_run:
             await self._destroy(name)
-            await self._watch.compare(frozenset({name}))
+            try:
+                await self._watch.compare(frozenset({name}))
+            except HypervisorError:
+                self._host.look_again({name})  # it is gone all the same; that will be seen
         return replies.Removed(name=name, released=(), dry_run=request.dry_run)
 
     async def _destroy(self, name: str) -> None:
