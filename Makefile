@@ -9,11 +9,15 @@ STATE_DIR ?= /var/tmp/vmstack
 ARGS ?=
 CLUSTER_ARGS ?=
 TRACES ?=
+# Stories of make simulate: how many, or the one to tell, and what is planted into the code for it.
+SEEDS ?= 1000
+SEED ?=
+MISTAKE ?=
 # What make trace writes.
 TRACE ?= results/monitoring.csv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run purge test test-fast check format demo trace bench sizing conformance topologies introspection deb clean
+.PHONY: help setup build run purge test test-fast check format demo trace bench sizing simulate conformance topologies introspection deb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -64,6 +68,9 @@ bench: .venv/ready  ## decision times, transports, clusters, memory, start-up, o
 
 sizing: .venv/ready  ## servers that each host policy needs, for many workloads: make sizing ARGS="--seeds 11-13"
 	@$(PYTHON) -m benchmarks.sizing $(ARGS)
+
+simulate: .venv/ready  ## a cluster under faults on a virtual clock: make simulate SEEDS=10000, or SEED=N for one story
+	@$(PYTHON) -m tests.simulation $(if $(SEED),--seed $(SEED) --mistake "$(MISTAKE)",--seeds $(SEEDS))
 
 conformance: .venv/ready  ## replay recorded decisions: make conformance TRACES="FILES"
 	@$(PYTHON) -m tests.conformance $(TRACES)

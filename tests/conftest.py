@@ -18,6 +18,7 @@ SLOW = frozenset(
         "tests.globald.test_cluster",
         "tests.globald.test_link",
         "tests.globald.test_usage",
+        "tests.simulation.test_simulation",
         "tests.test_demo",
         "tests.test_example_trace",
         "tests.test_readme",

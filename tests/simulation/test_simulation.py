@@ -1,0 +1,38 @@
+"""Some hundred stories, always the same ones; and whether the simulation would see what it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from tests.simulation.__main__ import MOST_SEEDS, again, endings, simulated, workers
+from tests.simulation.mistakes import MISTAKES
+
+SEEDS = 500
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    with workers() as found:
+        yield found
+
+
+def test_whatever_happens_nothing_is_lost_and_no_two_levels_share_a_cpu(pool: ProcessPoolExecutor) -> None:
+    found = [ending for some in simulated(pool, 0, SEEDS) for ending in some]
+    assert [ending.seed for ending in found] == list(range(SEEDS))
+    assert [f"{ending.faults[0]}: {again(ending.seed)}" for ending in found if ending.faults] == []
+
+
+def test_a_seed_is_always_the_same_story(pool: ProcessPoolExecutor) -> None:
+    alone = [pool.submit(endings, seed, 1).result()[0].digest for seed in (7, 8, 9)]
+    among_others = [ending.digest for ending in pool.submit(endings, 5, 5).result()][2:]
+    assert alone == among_others
+    assert len(set(alone)) == len(alone)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_found(pool: ProcessPoolExecutor, mistake: str) -> None:
+    found = pool.submit(endings, 0, MOST_SEEDS, mistake, until_found=True).result()
+    assert found[-1].faults, f"{mistake} was not found within {MOST_SEEDS} seeds"
