@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import nullcontext
-from itertools import islice
 
 import click
-import msgspec
 
 from tests.simulation.mistakes import MISTAKES, planted
-from tests.simulation.story import Ending, tell
+from tests.simulation.seeds import MOST_SEEDS, endings, simulated, workers
+from tests.simulation.story import tell
 
-CHUNK = 20
-"""Seeds that a process is given at once."""
-MOST_SEEDS = 1000
-"""Within which each mistake must be found."""
 TELL_S = 10.0
 """Seconds between two lines about how far it is."""
-
-
-def endings(first: int, count: int, mistake: str = "", *, until_found: bool = False) -> list[Ending]:
-    """Of these seeds, without their stories. until_found: end with the first that has a fault."""
-    found: list[Ending] = []
-    with planted(mistake) if mistake else nullcontext():
-        for seed in range(first, first + count):
-            found.append(msgspec.structs.replace(tell(seed), story=()))
-            if until_found and found[-1].faults:
-                break
-    return found
-
-
-def workers() -> ProcessPoolExecutor:
-    """One for each CPU. The order of sets is the same in all, so that a seed is the same story everywhere."""
-    os.environ["PYTHONHASHSEED"] = "0"
-    return ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("spawn"))
-
-
-def simulated(pool: ProcessPoolExecutor, first: int, count: int) -> Iterator[list[Ending]]:
-    """Of that many seeds, in their order, some at a time."""
-    chunks = ((start, min(CHUNK, first + count - start)) for start in range(first, first + count, CHUNK))
-    waiting: list[Future[list[Ending]]] = [pool.submit(endings, *chunk) for chunk in islice(chunks, 8)]
-    while waiting:
-        yield waiting.pop(0).result()
-        waiting += [pool.submit(endings, *chunk) for chunk in islice(chunks, 1)]
 
 
 def again(seed: int, mistake: str = "") -> str:

@@ -34,6 +34,7 @@ class Chaos:
         self.internal: list[str] = []
         kinds: list[Callable[[], Awaitable[None] | None]] = [
             self._kill_host,
+            self._kill_at_effect,
             self._kill_globald,
             self._kill_both,
             self._stop_host,
@@ -65,10 +66,11 @@ class Chaos:
     async def calm(self) -> None:
         """End all faults."""
         self._faults = []
+        await asyncio.sleep(0.0)  # those that have just begun
         world = self._world
         world.network.heal()
         for host in world.hosts.values():
-            host.machine.trouble = 0.0
+            host.machine.trouble, host.machine.effects = 0.0, None
             if not host.machine.powered:
                 host.machine.power_on()
             self._begin(host.start())
@@ -180,6 +182,19 @@ class Chaos:
         self._world.note(f"{host.name}: daemon killed")
         host.kill()
         await asyncio.sleep(self._chance.choice((0.0, 0.3, 3.0)))
+        await host.start()
+
+    async def _kill_at_effect(self) -> None:
+        host, killed = self._host(), asyncio.Event()
+
+        def kill() -> None:
+            self._world.note(f"{host.name}: daemon killed at once")
+            host.kill()
+            killed.set()
+
+        host.machine.effects = kill
+        await killed.wait()
+        await asyncio.sleep(self._chance.choice((0.0, 0.3)))
         await host.start()
 
     async def _kill_globald(self) -> None:

@@ -71,6 +71,8 @@ class Machine:
         self.violations: list[str] = []
         self.ended: Callable[[str], None] = lambda _: None
         """Called with the name of a VM that has ended by itself."""
+        self.effects: Callable[[], None] | None = None
+        """Called once, after the next thing that takes effect."""
         self._listeners: list[SimulatedHypervisor] = []
         self._last = 0
         self._lives = 0
@@ -101,6 +103,9 @@ class Machine:
         self._look(f"after {what} of {name}")
         for listener in self._listeners:
             listener.tell(HypervisorEvent("changed", vm=name))
+        if self.effects is not None:
+            then, self.effects = self.effects, None
+            then()
 
     def _look(self, when: str) -> None:
         owner: dict[int, tuple[int, str]] = {}
@@ -152,7 +157,7 @@ class Machine:
 
     def stall(self, seconds: float) -> None:
         """The hypervisor's daemon does nothing for so long."""
-        self.stalled = asyncio.get_running_loop().time() + seconds
+        self.stalled = max(self.stalled, asyncio.get_running_loop().time() + seconds)
         self.note(f"{self.name}: hypervisor stalls for {seconds:.2f} s")
         if seconds > KEEPALIVE_S:
             for listener in self._listeners:
@@ -166,6 +171,9 @@ class Machine:
             return
 
         def go_on() -> None:
+            if loop.time() < self.stalled:
+                loop.call_at(self.stalled, go_on)
+                return
             for step in steps:
                 try:
                     if self._lives == life:
@@ -173,10 +181,7 @@ class Machine:
                 except HypervisorError:
                     return
 
-        if loop.time() < self.stalled:
-            loop.call_at(self.stalled, go_on)
-        else:
-            go_on()
+        go_on()
 
 
 class SimulatedHypervisor:

@@ -7,8 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from tests.simulation.__main__ import MOST_SEEDS, again, endings, simulated, workers
+from tests.simulation.__main__ import again
 from tests.simulation.mistakes import MISTAKES
+from tests.simulation.seeds import MOST_SEEDS, endings, simulated, workers
 
 SEEDS = 500
 
