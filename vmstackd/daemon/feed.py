@@ -7,6 +7,7 @@ many to keep only their number.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import weakref
 from collections import deque
 
@@ -60,29 +61,33 @@ class Subscription:
 
 
 class Feed:
-    """Everything here happens in the event loop. A subscription ends when nobody holds it any more."""
+    """Everything here happens in the event loop. A subscription ends when nobody holds it any more.
+
+    Subscribers are told in the order in which they came.
+    """
 
     def __init__(self) -> None:
-        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self._numbers = itertools.count()
+        self._subscriptions: weakref.WeakValueDictionary[int, Subscription] = weakref.WeakValueDictionary()
 
     def subscribe(self, *, usage: bool = False) -> Subscription:
         """From now on. usage: as for Subscription."""
         subscription = Subscription(usage=usage)
-        self._subscriptions.add(subscription)
+        self._subscriptions[next(self._numbers)] = subscription
         return subscription
 
     def publish(self, event: Event) -> None:
         """Something has happened."""
-        for subscription in self._subscriptions:
+        for subscription in self._subscriptions.values():
             subscription.add(event)
 
     def touch(self) -> None:
         """Something about the host is not as it was."""
-        for subscription in self._subscriptions:
+        for subscription in self._subscriptions.values():
             subscription.touch()
 
     def measured(self) -> None:
         """What the host really does has been measured anew."""
-        for subscription in self._subscriptions:
+        for subscription in self._subscriptions.values():
             if subscription.usage:
                 subscription.touch()
