@@ -193,7 +193,13 @@ class Chaos:
             killed.set()
 
         host.machine.effects = kill
-        await killed.wait()
+        try:
+            async with asyncio.timeout(5.0):
+                await killed.wait()
+        except TimeoutError:
+            if host.machine.effects is kill:
+                host.machine.effects = None
+            return
         await asyncio.sleep(self._chance.choice((0.0, 0.3)))
         await host.start()
 

@@ -7,8 +7,9 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
@@ -49,7 +50,7 @@ def tell(seed: int) -> Ending:
     chance = chance_of(seed)
     found: list[str] = []
     with _silence(), _clock_of(loop):
-        loop.set_exception_handler(lambda _, context: found.append(f"unhandled: {context.get('exception') or context}"))
+        loop.set_exception_handler(lambda _, context: found.extend(_unhandled(context)))
         random.seed(seed)  # for those who only want to be uneven
         world = World(
             chance,
@@ -69,6 +70,11 @@ def tell(seed: int) -> Ending:
             loop.close()
     digest = hashlib.sha256("\n".join(world.story).encode()).hexdigest()[:16]
     return Ending(seed=seed, faults=tuple(found), digest=digest, story=tuple(world.story))
+
+
+def _unhandled(context: Mapping[str, Any]) -> list[str]:
+    """What nobody has taken care of. That a task of a dead process never ended is as it should be."""
+    return [f"unhandled: {context['exception']!r}"] if "exception" in context else []
 
 
 async def _live(world: World, found: list[str]) -> None:
