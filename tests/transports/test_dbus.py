@@ -34,7 +34,7 @@ from tests.transports.endpoint import until
 from tools.introspection import document
 from vmstackd.api import replies, requests
 from vmstackd.api.errors import ERRORS, VmstackError
-from vmstackd.daemon import log
+from vmstackd.daemon import log, restraint
 from vmstackd.hypervisor.sim import SimHypervisor
 from vmstackd.transports import dbus_steps
 from vmstackd.transports.dbus import NAME, DbusTransport
@@ -192,6 +192,21 @@ def test_what_is_refused_before_the_engine_is_asked_is_logged(bus: Bus, caplog: 
         assert (fields["asked"], fields["outcome"]) == ("Progress", "InvalidRequest")
 
     on(bus, check)
+
+
+def test_nobody_can_fill_the_log_with_nonsense(
+    bus: Bus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restraint, "PERIOD_S", 3600.0)
+    caplog.set_level(logging.INFO, log.logger.name)
+
+    async def check(on_bus: Served) -> None:
+        for _ in range(restraint.MOST + 5):
+            await refused(on_bus.client.call("Progress", "udd", 1, float("nan"), 1.0))
+
+    on(bus, check)
+    told = [record for record in caplog.records if record.getMessage() == "dbus-refused"]
+    assert len(told) == restraint.MOST
 
 
 @pytest.mark.parametrize(("level", "exact"), [(1.0, 1000), (1.1, 1100), (1.001, 1001), (63.999, 63999), (64.0, 64000)])

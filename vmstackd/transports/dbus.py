@@ -26,6 +26,7 @@ from vmstackd.api.session import Event, Missed
 from vmstackd.daemon import log
 from vmstackd.daemon.feed import Subscription
 from vmstackd.daemon.operations import operation_of
+from vmstackd.daemon.restraint import Restraint
 from vmstackd.engine import Engine
 from vmstackd.transports.dbus_connection import CallFailed, Connection, NotAnswered
 from vmstackd.transports.dbus_flags import allows_interaction
@@ -72,6 +73,7 @@ class DbusTransport:
         self._polkit = Polkit() if bus_spec == "system" else None
         self._turns: Turns[_Call] = Turns(self._serve)
         self._numbers = itertools.count(1)
+        self._restraint = Restraint()
         self._connection: Connection | None = None
         self._objects: Objects | None = None
         self._unique_name = ""
@@ -235,7 +237,7 @@ class DbusTransport:
             self._refuse(call, error)
             self._turns.done(sender)
             if isinstance(error, VmstackError):  # what the engine is asked, it logs itself
-                log.info(
+                self._restraint.tell(
                     "dbus-refused",
                     request=request_id,
                     caller=f"dbus:{sender}",
