@@ -96,9 +96,10 @@ def judge(case: Case) -> Judged:
         accounting=case.accounting,
     )
     servers = [_smallest(course, case, policy) for policy in case.policies]
+    uses = [cluster.use for cluster in apart]
     assert bound is not None
-    assert apart is not None
-    return Judged(name, bound, sum(cluster.use.servers for cluster in apart), tuple(servers))
+    assert None not in uses
+    return Judged(name, bound, sum(use.servers for use in uses if use is not None), tuple(servers))
 
 
 def _smallest(course: Course, case: Case, policy: str) -> int:

@@ -22,10 +22,10 @@ ONE_BY_ONE = 16
 
 
 class LevelCluster(msgspec.Struct, frozen=True):
-    """The servers of one level alone."""
+    """The servers of one level alone. use: None if there are too few for it."""
 
     level: int
-    use: ClusterUse
+    use: ClusterUse | None
 
 
 def checked(kinds: Sequence[ServerKind]) -> tuple[ServerKind, ...]:
@@ -140,17 +140,18 @@ def dedicated(
     critical_size: int = 2,
     accounting: Accounting = "host",
     tried: Callable[[int], None] | None = None,
-) -> tuple[LevelCluster, ...] | None:
-    """A cluster for each level alone, as small as ``smallest`` finds it; None if there are not enough servers.
+) -> tuple[LevelCluster, ...]:
+    """A cluster for each level alone, as small as ``smallest`` finds it.
 
     levels: as ``core.course.by_level`` makes them. The levels take their servers one after the other, ascending: where
-    kinds have counts, each from what those before have left.
+    kinds have counts, each from what those before have left. One for which that is not enough takes none.
     """
     found: list[LevelCluster] = []
     for level, course in levels.items():
         number = smallest(course, kinds, policy, critical_size=critical_size, accounting=accounting, tried=tried)
         if number is None:
-            return None
+            found.append(LevelCluster(level, None))
+            continue
         servers = servers_of(kinds, number)
         use = cluster_use(course, servers, policy, critical_size=critical_size, accounting=accounting)
         found.append(LevelCluster(level, use))

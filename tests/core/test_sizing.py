@@ -194,8 +194,7 @@ def test_without_counts_each_level_is_as_if_it_were_alone(
 ) -> None:
     levels = by_level(vms)
     found = dedicated(levels, [SERVER], policy, accounting=accounting)
-    assert found is not None
-    assert {one.level: one.use.servers for one in found} == {
+    assert {one.level: None if one.use is None else one.use.servers for one in found} == {
         level: smallest(course, [SERVER], policy, accounting=accounting) for level, course in levels.items()
     }
 
@@ -204,10 +203,13 @@ def test_levels_take_counted_servers_one_after_the_other() -> None:
     vms = [vm("a", vcpus=8), vm("b", level=2000, vcpus=8), vm("c", level=3000, vcpus=8)]
     levels = by_level(vms)
     of = (ServerKind(8, 16, 2), ServerKind(32, 64))
-    found = dedicated(levels, of, FIRST_FIT)
-    assert found is not None
-    assert [(one.level, one.use.servers, one.use.cpus) for one in found] == [(1000, 1, 8), (2000, 1, 8), (3000, 1, 32)]
-    assert dedicated(levels, of[:1], FIRST_FIT) is None
+    uses = [one.use for one in dedicated(levels, of, FIRST_FIT)]
+    assert [None if use is None else (use.servers, use.cpus) for use in uses] == [(1, 8), (1, 8), (1, 32)]
+    assert [(one.level, one.use is None) for one in dedicated(levels, of[:1], FIRST_FIT)] == [
+        (1000, False),
+        (2000, False),
+        (3000, True),
+    ]
     assert smallest(Course(vms), [ServerKind(24, 64, 1)], FIRST_FIT) == 1
 
 
@@ -215,4 +217,4 @@ def test_one_cluster_for_all_may_do_where_dedicated_ones_do_not() -> None:
     vms = [vm("a", vcpus=4), vm("b", level=2000, vcpus=4)]
     of = [ServerKind(8, 16, 1)]
     assert smallest(Course(vms), of, FIRST_FIT) == 1
-    assert dedicated(by_level(vms), of, FIRST_FIT) is None
+    assert [one.use is None for one in dedicated(by_level(vms), of, FIRST_FIT)] == [False, True]

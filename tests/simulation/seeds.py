@@ -13,6 +13,7 @@ import msgspec
 
 from tests.simulation.mistakes import planted
 from tests.simulation.story import Ending, tell
+from vmstackctl.plan.parallel import die_with_parent
 
 CHUNK = 20
 """Seeds that a process is given at once."""
@@ -34,7 +35,11 @@ def endings(first: int, count: int, mistake: str = "", *, until_found: bool = Fa
 def workers() -> ProcessPoolExecutor:
     """One for each CPU. The order of sets is the same in all, so that a seed is the same story everywhere."""
     os.environ["PYTHONHASHSEED"] = "0"
-    return ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=die_with_parent,
+    )
 
 
 def simulated(pool: ProcessPoolExecutor, first: int, count: int) -> Iterator[list[Ending]]:

@@ -129,7 +129,7 @@ def test_other_servers(week: str) -> None:
 
 def test_too_few_servers_end_with_4(week: str) -> None:
     done = run("plan", week, "--server", "32:128x8", "--output", "json")
-    failed(done, 4, "8 servers of 32 CPUs and 128 GiB are not enough for dedicated clusters")
+    failed(done, 4, "8 servers of 32 CPUs and 128 GiB are not enough for the dedicated cluster of 3:1")
     one = json.loads(done.out)
     assert (one["servers"], one["dedicated"], one["saved_percent"]) == (7, None, None)
     assert one["gap_percent"] == pytest.approx(100 / 6)
@@ -137,7 +137,7 @@ def test_too_few_servers_end_with_4(week: str) -> None:
     assert done.code == 4
     assert [line.split(" for ")[1] for line in done.err.splitlines()] == [
         "policy progress; plan with more",
-        "dedicated clusters; plan with more",
+        "the dedicated cluster of 3:1; plan with more",
     ]
     assert ["lower", "bound", "6"] in [line.split() for line in done.out.splitlines()]
 
@@ -328,6 +328,42 @@ def test_ctrl_c_ends_all_at_once(tmp_path: Path, files: int) -> None:
     while any(map(_runs, children)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_whoever_is_ended_in_another_way_leaves_nobody_behind(tmp_path: Path) -> None:
+    """Workers would compute on for hours, and hold what reads our output."""
+    for number in range(3):
+        (tmp_path / f"{number}.csv").write_text(LONG)
+    with subprocess.Popen(
+        words("plan", *map(str, tmp_path.iterdir())), cwd=ROOT, env=environment(), stdout=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + PATIENCE
+        while len(children := _children(process.pid)) < 3:  # two workers, and what spawn starts beside them
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.terminate()
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGTERM
+    while any(map(_runs, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_page_of_what_can_be_read_once_only(week: str) -> None:
+    """As with plan <(zcat FILE), and of a name that is no text."""
+    pytest.importorskip("matplotlib")
+    with subprocess.Popen(["cat", week], stdout=subprocess.PIPE) as cat:
+        done = subprocess.run(
+            words("plan", "/dev/stdin", "--output", "html"),
+            cwd=ROOT,
+            env=environment(),
+            stdin=cat.stdout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Most is saved with" in done.stdout
 
 
 def test_a_terminal_sees_how_far_it_is_and_nothing_of_it_in_the_end(week: str, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from core.workload import ServerKind
 from vmstackctl.plan.mixes import Heat, heat_of, heats_of, mixes, told
 from vmstackctl.plan.question import Question
-from vmstackctl.plan.sized import LevelRow, Row
+from vmstackctl.plan.sized import LevelRow, Row, size
+from vmstackctl.plan.source import read_workload
 
 QUESTION = Question((ServerKind(32, 131072),), ("worth",), 2, "host", seed=3, over_time=True)
 
@@ -45,21 +47,31 @@ def test_a_workload_in_every_mix(tmp_path: Path, levels: list[int], chosen: tupl
     """VMs short of CPUs at 1:1 and of memory at high levels: a mix of both saves servers, a single level none."""
     path = tmp_path / "week.csv"
     path.write_text("vcpus,mem_gb,level,count\n4,8,2,400\n")
-    heat = heat_of(path, levels, QUESTION, lambda _: None)
+    heat = heat_of(path, read_workload(path), levels, QUESTION, lambda _: None)
     assert heat.levels == chosen
     assert len(heat.saved) == 15
     assert heat.saved[100, 0] == heat.saved[0, 0] == heat.saved[0, 100] == 0
     assert max(heat.saved.values()) > 5
-    assert heat == heat_of(path, levels, QUESTION, lambda _: None)
+    assert heat == heat_of(path, read_workload(path), levels, QUESTION, lambda _: None)
     assert "week.csv" in heat.of
     assert "seed 3" in heat.of
+
+
+def test_memory_is_cut_at_the_levels_of_the_mix(tmp_path: Path) -> None:
+    """The published figure with its cap: VMs that are rich in memory at 1:1, and are cut where they are sold above."""
+    path = tmp_path / "week.csv"
+    path.write_text("vcpus,mem_gb,level,count\n1,60,1,40\n")
+    asked = msgspec.structs.replace(QUESTION, memory_cap_mib=8192)
+    for mix, servers in (((1000, 100_000),), 20), (((3000, 100_000),), 3):
+        found = size(path, msgspec.structs.replace(asked, mix=mix), lambda _: None)
+        assert [shared.use.servers for shared in found.shared if shared.use is not None] == [servers]
 
 
 def test_without_enough_servers_there_is_no_figure(tmp_path: Path) -> None:
     path = tmp_path / "week.csv"
     path.write_text("vcpus,mem_gb,level,count\n4,8,2,400\n")
     few = Question((ServerKind(32, 131072, 1),), ("worth",), 2, "host")
-    heat = heat_of(path, [1000], few, lambda _: None)
+    heat = heat_of(path, read_workload(path), [1000], few, lambda _: None)
     assert heat.saved == {}
     assert told(heat) == "There are too few servers for any mix."
 

@@ -100,6 +100,15 @@ def test_names_are_only_names(tmp_path: Path) -> None:
     assert html.escape(name) in (tmp_path / "plan.html").read_text()
 
 
+def test_names_that_a_page_cannot_hold_are_spelt_out(tmp_path: Path) -> None:
+    name = "caf\udce9\x1b[31m.csv"
+    (tmp_path / name).write_text("vcpus,mem_gb,level,count\n4,8,1,40\n")
+    done = run("plan", str(tmp_path / name), "--output", "html")
+    assert done.code == 0
+    assert "\x1b" not in done.out
+    assert "caf" in done.out
+
+
 def test_too_few_servers_are_told(tmp_path: Path) -> None:
     (tmp_path / "few.csv").write_text("vcpus,mem_gb,level,count\n4,8,1,400\n")
     done = run("plan", str(tmp_path / "few.csv"), "--server", "32:128x3", "--output", "html")

@@ -24,7 +24,14 @@ from tests.vmstackctl.recorded import samples, write
 from vmstackctl.inventory_file import save
 from vmstackctl.plan import source
 from vmstackctl.plan.recorded import recorded_workload
-from vmstackctl.plan.source import LARGEST_TEXT, NoWorkload, WorkloadError, read_workload, without_too_large
+from vmstackctl.plan.source import (
+    LARGEST_TEXT,
+    NoWorkload,
+    WorkloadError,
+    capped,
+    read_workload,
+    without_too_large,
+)
 
 TABLE = "vm_id,vcpus,mem_gb,level,arrival_s,departure_s\na,2,3.5,1,0,60\nb,16,60,3,0,\n"
 SHAPES = "vcpus,mem_gb,level,count\n1,2,1,3\n"
@@ -272,7 +279,7 @@ def test_any_file_is_a_workload_or_is_refused(data: bytes, packed: bool) -> None
 def test_memory_above_one_to_one_is_cut_only_if_asked_for(file: Path) -> None:
     file.write_text("vcpus,mem_gb,level,count\n16,60,1,1\n16,60,2,1\n4,8,3,1\n1,2,1.5,1\n8,8.5,1.5,1\n")
     assert [vm.memory_mib for vm in read_workload(file).vms] == [61440, 61440, 8192, 2048, 8704]
-    found = read_workload(file, memory_cap_mib=8192)
+    found = capped(read_workload(file), 8192)
     assert [vm.memory_mib for vm in found.vms] == [61440, 8192, 8192, 2048, 8192]
     assert found.notes == ("the memory of 2 VMs above 1:1 was cut to 8 GiB",)
 
@@ -284,6 +291,13 @@ def vm(name: str, vcpus: int, mib: int) -> WorkloadVm:
 KINDS = (ServerKind(cpus=32, memory_mib=131072, count=2), ServerKind(cpus=64, memory_mib=65536))
 FITTING = (vm("wide", 64, 65536), vm("rich", 32, 131072), vm("small", 1, 1))
 TOO_LARGE = (vm("wider", 65, 1), vm("both\n", 33, 65537), vm("richer", 1, 131073), vm("huge", 4096, 1 << 30))
+
+
+def test_a_vm_that_may_be_oversubscribed_with_itself_may_be_wider_than_a_server() -> None:
+    workload = Workload((vm("wide", 64 * 3, 1),), ())
+    assert without_too_large(workload, KINDS, leave_out=False, with_itself=True) is workload
+    with pytest.raises(WorkloadError, match="wide"):
+        without_too_large(workload, KINDS, leave_out=False)
 
 
 def test_a_workload_whose_vms_all_have_a_server_is_left_as_it_is() -> None:

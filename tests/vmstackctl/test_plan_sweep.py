@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,11 @@ def test_files_are_known_by_their_endings_and_sorted(tmp_path: Path) -> None:
     for name in ("b.csv.gz", "a.csv", "B.csv", "x.properties", "c.csv~", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "d.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "gone.csv").symlink_to("nowhere")
     files, others = files_of(tmp_path)
-    assert [file.name for file in files] == ["B.csv", "a.csv", "b.csv.gz", "x.properties"]
-    assert others == ["c.csv~", "notes.txt"]
+    assert [file.name for file in files] == ["B.csv", "a.csv", "b.csv.gz", "gone.csv", "x.properties"]
+    assert others == ["c.csv~", "notes.txt", "pipe.csv"]
 
 
 def test_a_folder_without_any_is_an_error(tmp_path: Path) -> None:

@@ -177,11 +177,12 @@ def _page(paths: list[Path], sized: list[Sized], question: Question, *, alone: b
         heats = [heat_map(heat) for heat in heats_of(row for row in told if row.policy == question.policies[0])]
         why = "The workloads have not several mixes of the same three levels."
         return page(told, question, heats or [heat_map(None, why)], alone=False)
-    if sized[0].vms > MOST_VMS:
+    given = sized[0].given
+    if given is None or sized[0].vms > MOST_VMS:
         why = f"There are more than {MOST_VMS} VMs, which takes long in every mix; plan for single ones with --mix."
         return page(told, question, [fill(sized[0]), heat_map(None, why)], alone=True)
     with bar(1) as progress:
-        heat = heat_of(paths[0], [level.level for level in sized[0].levels], question, progress.tell)
+        heat = heat_of(paths[0], given, [level.level for level in sized[0].levels], question, progress.tell)
     return page(told, question, [heat_map(heat), fill(sized[0])], alone=True)
 
 

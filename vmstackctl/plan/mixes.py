@@ -7,10 +7,11 @@ from pathlib import Path
 
 import msgspec
 
+from core.workload import Workload
 from vmstackctl.plan.mix import Mix
 from vmstackctl.plan.question import Question
-from vmstackctl.plan.sized import Row, Tell, rows, size
-from vmstackctl.values import ratio
+from vmstackctl.plan.sized import Row, Tell, rows, size_of
+from vmstackctl.values import printable, ratio
 
 STEP = 25
 """Percent between two mixes."""
@@ -38,16 +39,20 @@ def mixes(levels: Sequence[int]) -> Iterator[tuple[tuple[int, int], Mix]]:
             yield (first, second), tuple((level, share * 1000) for level, share in shares if share)
 
 
-def heat_of(path: Path, levels: Sequence[int], question: Question, tell: Tell) -> Heat:
-    """A workload whose VMs are sold in every mix. levels: its own. Raises WorkloadError."""
+def heat_of(path: Path, given: Workload, levels: Sequence[int], question: Question, tell: Tell) -> Heat:
+    """A workload whose VMs are sold in every mix. path: where it was read from. levels: its own.
+
+    Raises WorkloadError.
+    """
     chosen = tuple(levels) if len(levels) == len(USUAL) else USUAL
     saved: dict[tuple[int, int], float] = {}
     for shares, mix in mixes(chosen):
         asked = msgspec.structs.replace(question, mix=mix, policies=question.policies[:1], over_time=False)
-        percent = rows(size(path, asked, tell), asked)[0].saved_percent
+        percent = rows(size_of(path, given, asked, tell), asked)[0].saved_percent
         if percent is not None:
             saved[shares] = percent
-    dealt = f"the VMs of {path.name}, with levels dealt anew (seed {question.seed})"
+    name = printable(path.name)
+    dealt = f"the VMs of {name}, dealt anew to {', '.join(map(ratio, chosen))} (seed {question.seed})"
     return Heat(dealt, (chosen[0], chosen[1], chosen[2]), saved)
 
 
@@ -73,7 +78,7 @@ def heats_of(found: Iterable[Row]) -> list[Heat]:
             cells.setdefault((shares[0], shares[1]), []).append(row.saved_percent or 0.0)
         means = {shares: sum(saved) / len(saved) for shares, saved in cells.items()}
         if len(means) > 1:
-            text = f"{len(of)} workloads of {name}" if len(of) > 1 else f"{name}"
+            text = f"{len(of)} workloads of {printable(name)}" if len(of) > 1 else printable(name)
             heats.append(Heat(text, (levels[0], levels[1], levels[2]), means))
     return heats
 

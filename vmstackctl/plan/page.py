@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from vmstackctl.plan.question import Question, told
 from vmstackctl.plan.sized import OF_DEDICATED, Figures, Row
 from vmstackctl.plan.sweep import Means, means
 from vmstackctl.report import frame
 from vmstackctl.report.pictures import Picture
-from vmstackctl.values import count, memory, ratio
+from vmstackctl.values import count, memory, printable, ratio
 
 _UNKNOWN = "–"  # noqa: RUF001  a dash
 _SHORT_OF = {"cpu": "CPU", "memory": "memory"}
@@ -21,8 +23,14 @@ _MEANS = ("Policy", "Workloads", "Servers", "Dedicated", "Bound", "Mean saved", 
 
 def page(rows: Sequence[Row], question: Question, pictures: Sequence[Picture], *, alone: bool) -> str:
     """rows: one for each workload and policy, at least one. alone: whether there is one workload, asked for by name."""
+    rows = [_of_people(row) for row in rows]
     title = f"How many servers? {rows[0].workload}" if alone else "How many servers?"
     return frame.framed(title, "vmstackctl plan", _body(rows, question, pictures, alone=alone))
+
+
+def _of_people(row: Row) -> Row:
+    """With nothing in its names that a page cannot hold."""
+    return msgspec.structs.replace(row, workload=printable(row.workload), notes=tuple(map(printable, row.notes)))
 
 
 def _body(rows: Sequence[Row], question: Question, pictures: Sequence[Picture], *, alone: bool) -> Iterator[str]:

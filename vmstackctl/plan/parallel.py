@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,9 @@ from vmstackctl.plan.question import Question
 from vmstackctl.plan.sized import Sized, Tell, size
 from vmstackctl.plan.source import NoWorkload, WorkloadError
 
+_PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
+
 
 class Failed(msgspec.Struct, frozen=True):
     """Why there is nothing to tell of a workload, in a line. foreign: the file is none, and not meant as one."""
@@ -28,18 +32,22 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 def size_all(paths: Sequence[Path], question: Question, tell: Tell) -> Iterator[tuple[int, Sized | Failed]]:
-    """Each as it is found, with its place in paths. What is being done is told where nothing else goes on."""
+    """Each as it is found, with its place in paths. What is being done is told where nothing else goes on.
+
+    The workload as it was read is kept of one that is alone.
+    """
     workers = min(len(paths), len(os.sched_getaffinity(0)))
     if workers > 1:
         yield from _in_processes(paths, question, workers)
         return
     for place, path in enumerate(paths):
-        yield place, _attempt(path, question, tell)
+        yield place, _attempt(path, question, tell, keep=len(paths) == 1)
 
 
-def _attempt(path: Path, question: Question, tell: Tell) -> Sized | Failed:
+def _attempt(path: Path, question: Question, tell: Tell, *, keep: bool = False) -> Sized | Failed:
     try:
-        return size(path, question, tell)
+        found = size(path, question, tell)
+        return found if keep else msgspec.structs.replace(found, given=None)
     except NoWorkload as error:
         return Failed(path, str(error), foreign=True)
     except WorkloadError as error:
@@ -87,8 +95,17 @@ class _Worker:
         self.line.close()
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, in whatever way: it may compute for long."""
+    parent = multiprocessing.parent_process()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and parent.pid != os.getppid():  # it has died already
+        os._exit(1)
+
+
 def _work(line: Connection, question: Question) -> None:
     """Until nobody wants more, or is there any longer."""
+    die_with_parent()
     try:
         while True:
             line.send(_attempt(line.recv(), question, lambda _: None))

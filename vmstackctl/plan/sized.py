@@ -16,7 +16,7 @@ from core.sizing import dedicated, lower_bound, servers_of, smallest
 from core.workload import Accounting, Workload
 from vmstackctl.plan.mix import relevel
 from vmstackctl.plan.question import Question, told
-from vmstackctl.plan.source import WorkloadError, read_workload, without_too_large
+from vmstackctl.plan.source import WorkloadError, capped, read_workload, without_too_large
 from vmstackctl.values import count, number, ratio
 
 Tell = Callable[[str], None]
@@ -42,7 +42,9 @@ class Shared(msgspec.Struct, frozen=True):
 
 
 class Sized(msgspec.Struct, frozen=True):
-    """A workload and its servers. lower_bound: None if all servers are too few. levels: ascending."""
+    """A workload and its servers. lower_bound: None if all servers are too few. levels: ascending. given: as it was
+    read, where more is to be found of it.
+    """
 
     workload: str
     vms: int
@@ -50,6 +52,7 @@ class Sized(msgspec.Struct, frozen=True):
     levels: tuple[Level, ...]
     shared: tuple[Shared, ...]
     notes: tuple[str, ...]
+    given: Workload | None = None
 
     @property
     def dedicated(self) -> int | None:
@@ -104,7 +107,12 @@ class Row(msgspec.Struct, frozen=True):
 
 def size(path: Path, question: Question, tell: Tell) -> Sized:
     """Read a workload and find its servers. Raises WorkloadError."""
-    workload = _asked_for(path, question)
+    return size_of(path, read_workload(path), question, tell)
+
+
+def size_of(path: Path, given: Workload, question: Question, tell: Tell) -> Sized:
+    """Find the servers of a workload. path: where it was read from. Raises WorkloadError."""
+    workload = _asked_for(path, given, question)
     course, levels = Course(workload.vms), by_level(workload.vms)
 
     def trying(what: str) -> Callable[[int], None]:
@@ -118,14 +126,15 @@ def size(path: Path, question: Question, tell: Tell) -> Sized:
         accounting=question.accounting,
         tried=trying("dedicated clusters"),
     )
-    uses = {} if apart is None else {cluster.level: cluster.use for cluster in apart}
+    uses = {cluster.level: cluster.use for cluster in apart}
     return Sized(
         workload=path.name,
         vms=len(workload.vms),
         lower_bound=lower_bound(course, question.kinds, question.accounting),
-        levels=tuple(Level(level, len(alone.vms), uses.get(level)) for level, alone in levels.items()),
+        levels=tuple(Level(level, len(alone.vms), uses[level]) for level, alone in levels.items()),
         shared=tuple(Shared(name, _shared(course, name, question, trying(name))) for name in question.policies),
         notes=workload.notes,
+        given=given,
     )
 
 
@@ -144,16 +153,22 @@ def _shared(course: Course, name: str, question: Question, tried: Callable[[int]
     )
 
 
-def _asked_for(path: Path, question: Question) -> Workload:
+def _asked_for(path: Path, workload: Workload, question: Question) -> Workload:
     """The workload as it is to be planned for. Raises WorkloadError."""
-    workload = read_workload(path, question.memory_cap_mib)
     if question.mix is not None:
         workload = relevel(workload, question.mix, question.seed)
         shares = ", ".join(f"{number(share)} % at {ratio(level)}" for level, share in question.mix)
         note = f"levels were dealt anew with seed {question.seed}: {shares}"
         workload = Workload(workload.vms, (*workload.notes, note))
+    if question.memory_cap_mib is not None:  # of VMs above 1:1, so after the levels are dealt
+        workload = capped(workload, question.memory_cap_mib)
     try:
-        workload = without_too_large(workload, question.kinds, leave_out=question.leave_out_too_large)
+        workload = without_too_large(
+            workload,
+            question.kinds,
+            leave_out=question.leave_out_too_large,
+            with_itself=question.accounting == "paper" and question.critical_size <= 1,
+        )
     except WorkloadError as error:
         raise WorkloadError(f"{path}: {error}") from None
     if question.accounting == "paper":
@@ -212,6 +227,5 @@ def too_few(sized: Sized, question: Question) -> list[str]:
     """What the servers that there are do not suffice for, in words."""
     given = " and ".join(told(kind) for kind in question.kinds)
     found = [f"policy {shared.policy}" for shared in sized.shared if shared.use is None]
-    if sized.dedicated is None:
-        found.append("dedicated clusters")
+    found += [f"the dedicated cluster of {ratio(level.level)}" for level in sized.levels if level.dedicated is None]
     return [f"{sized.workload}: {given} are not enough for {what}; plan with more" for what in found]

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from core.capacity import cpus_needed
 from core.level import UNIT
 from core.workload import ServerKind, Workload, WorkloadVm
 from core.workload_cells import MOST_VMS, ForeignTextError, WorkloadTextError, shown
@@ -41,38 +42,37 @@ class NoWorkload(WorkloadError):
     """A file of text that begins with nothing of a workload, so that it is something else."""
 
 
-def read_workload(path: Path, memory_cap_mib: int | None = None) -> Workload:
+def read_workload(path: Path) -> Workload:
     """The workload of a file, plain or packed with gzip: a table of VMs or of shapes, CloudFactory's vms.properties,
     a recording of vmstackd, or a saved inventory. It has at least one VM.
 
-    memory_cap_mib: the most that VMs above 1:1 get, as in the published experiment. Raises WorkloadError; NoWorkload
-    for a text that is something else.
+    Raises WorkloadError; NoWorkload for a text that is something else.
     """
     text = _text(path)
     if text is None:
-        workload = _recorded(path)
-    elif text.lstrip()[:1] == "{":
-        workload = _of_inventory(path, text)
-    else:
-        try:
-            workload = parse_workload(text)
-        except WorkloadTextError as error:
-            problem = NoWorkload if isinstance(error, ForeignTextError) else WorkloadError
-            raise problem(f"{path}: {error}") from None
-    return workload if memory_cap_mib is None else _capped(workload, memory_cap_mib)
+        return _recorded(path)
+    if text.lstrip()[:1] == "{":
+        return _of_inventory(path, text)
+    try:
+        return parse_workload(text)
+    except WorkloadTextError as error:
+        problem = NoWorkload if isinstance(error, ForeignTextError) else WorkloadError
+        raise problem(f"{path}: {error}") from None
 
 
-def without_too_large(workload: Workload, kinds: Sequence[ServerKind], *, leave_out: bool) -> Workload:
+def without_too_large(
+    workload: Workload, kinds: Sequence[ServerKind], *, leave_out: bool, with_itself: bool = False
+) -> Workload:
     """The workload without VMs that no server takes even when it is empty, with a note if there were any.
 
-    A VM needs a CPU for each vCPU then, because it is not oversubscribed with itself. Raises WorkloadError that names
-    the first such VMs if they may not be left out, or if no other is left.
+    with_itself: whether a VM may be oversubscribed with itself; else it needs a CPU for each vCPU. Raises WorkloadError
+    that names the first such VMs if they may not be left out, or if no other is left.
     """
     taken: dict[tuple[int, int], bool] = {}
     fitting: list[WorkloadVm] = []
     too_large: list[WorkloadVm] = []
     for vm in workload.vms:
-        size = vm.vcpus, vm.memory_mib
+        size = cpus_needed(vm.level, vm.vcpus, 0 if with_itself else vm.vcpus), vm.memory_mib
         fits = taken.get(size)
         if fits is None:
             fits = taken[size] = any(size[0] <= kind.cpus and size[1] <= kind.memory_mib for kind in kinds)
@@ -91,7 +91,8 @@ def without_too_large(workload: Workload, kinds: Sequence[ServerKind], *, leave_
     return Workload(tuple(fitting), (*workload.notes, f"left out {what}"))
 
 
-def _capped(workload: Workload, memory_cap_mib: int) -> Workload:
+def capped(workload: Workload, memory_cap_mib: int) -> Workload:
+    """The workload with no more memory than that for each VM above 1:1, as in the published experiment."""
     vms = tuple(
         msgspec.structs.replace(vm, memory_mib=memory_cap_mib)
         if vm.level > UNIT and vm.memory_mib > memory_cap_mib

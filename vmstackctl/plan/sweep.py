@@ -30,15 +30,16 @@ class Means(msgspec.Struct, frozen=True):
 
 
 def files_of(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files of a folder that are called as workloads are, by name; and the names of the others.
+    """The files of a folder that are called as workloads are, by name; and the names of the others, pipes and the like.
 
     Raises WorkloadError.
     """
     try:
         found = sorted(path for path in folder.iterdir() if not path.is_dir())
+        regular = {path for path in found if path.is_file() or not path.exists()}  # a link to nothing is told as such
     except OSError as error:
         raise WorkloadError(f"{folder}: cannot be read: {error.strerror}; --sweep takes a folder") from error
-    files = [path for path in found if path.name.endswith(ENDINGS)]
+    files = [path for path in found if path.name.endswith(ENDINGS) and path in regular]
     if not files:
         raise WorkloadError(f"{folder}: holds no workload; they are files called *{', *'.join(ENDINGS)}")
     return files, [path.name for path in found if path not in files]
