@@ -33,7 +33,7 @@ cdef enum:
     FINE_CELLS = 1 << 17  # up to which all tables are alike
     COARSE_STEPS = 256  # else, of those with refusals: there can be hundreds
     COARSE_GRAINS = 128
-    KEPT_CELLS = 1 << 24
+    KEPT_CELLS = 1 << 21
 
 
 def parts_of(market):
