@@ -28,6 +28,8 @@ PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
         ("[::1]:65535", Address("tcp", host="::1", port=65535)),
         ("tcp:[fe80::1%eth0]:8097", Address("tcp", host="fe80::1%eth0", port=8097)),
         ("unix:8097", Address("tcp", host="unix", port=8097)),
+        ("tcp:8097", Address("tcp", host="tcp", port=8097)),
+        ("tcp:tcp:8097", Address("tcp", host="tcp", port=8097)),
     ],
 )
 def test_every_way_to_write_one(text: str, address: Address) -> None:

@@ -47,7 +47,7 @@ def parse_address(text: str) -> Address:
         if len(path.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES or "\0" in path:
             raise _invalid(f"the path of a socket may have {MAX_PATH_BYTES} bytes, none of them 0: {text[:200]!r}")
         return Address("unix", path=path)
-    match = _TCP.fullmatch(text.removeprefix("tcp:"))
+    match = _TCP.fullmatch(text) or _TCP.fullmatch(text.removeprefix("tcp:"))  # a host may be called tcp
     if match is None or not 1 <= int(match[3]) <= 65535:
         raise _invalid(
             f"{text[:200]!r} is no address; write it as /a/path, unix:/a/path, host:port (10.0.0.5:8097, "

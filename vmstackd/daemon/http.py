@@ -9,20 +9,20 @@ import logging
 import re
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-import msgspec
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from vmstackd.api import replies, requests
 from vmstackd.api.caller import Caller, Role
 from vmstackd.api.errors import Denied, Internal, InvalidRequest, NotFound, VmstackError
-from vmstackd.daemon import http_values, log, peers
+from vmstackd.daemon import http_values, log, openapi, peers
 from vmstackd.daemon.http_connections import Connections
+from vmstackd.daemon.http_routes import FORM, REQUEST_ID, Answers, Handler, Route
 from vmstackd.daemon.metrics import CONTENT_TYPE, DaemonMetrics
 from vmstackd.daemon.operations import Operations
 from vmstackd.daemon.restraint import Restraint
@@ -32,9 +32,6 @@ FORM_PATIENCE_S = 10.0
 """Seconds in which a form that is posted must have come."""
 BACKLOG = 512
 
-_OWN_WORDS = {"vcpus": "cpu", "memory_mib": "mem", "level": "oc", "image": "qcow2"}
-"""What fields of requests are called here."""
-_FORM = "application/x-www-form-urlencoded"
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -50,19 +47,6 @@ class _Call:
 
 _CALL: ContextVar[_Call] = ContextVar("call")
 _R = TypeVar("_R", bound=replies.Reply)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Route(msgspec.Struct, frozen=True):
-    """What a path does. changing: whether it changes something. parameters: each of them must be given.
-
-    example: a whole target that works, shown to those who forget one.
-    """
-
-    handler: Handler
-    changing: bool = False
-    parameters: tuple[str, ...] = ()
-    example: str = ""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -97,21 +81,37 @@ class HttpTransport(ABC):
 
     welcome: ClassVar[str]
     """What the prototype said at /."""
+    answers: ClassVar[Answers]
 
     def routes(self) -> dict[str, Route]:
         """What there is, by path: what the prototype's host and its cluster had, and metrics and health."""
         size = ("cpu", "mem", "oc")
         vm = ("name", *size, "qcow2")
         example = "/deploy?name=example&cpu=1&mem=1&oc=1.0&qcow2=/var/lib/libvirt/images/volume.qcow2"
+        answers = self.answers
         return {
-            "/": Route(self._welcome),
-            "/status": Route(self.status),
-            "/listvm": Route(self.list),
-            "/deploy": Route(self.deploy, changing=True, parameters=vm, example=example),
-            "/remove": Route(self.remove, changing=True, parameters=("name",), example="/remove?name=example"),
-            "/progress": Route(self.progress, parameters=size, example="/progress?cpu=1&mem=1&oc=1.0"),
-            "/metrics": Route(self._metrics_text),
-            "/healthz": Route(self.health),
+            "/": Route(self._welcome, "Is it there?", media="text/html"),
+            "/status": Route(self.status, "Figures.", answers.status),
+            "/listvm": Route(self.list, "Names of all VMs.", list[str]),
+            "/deploy": Route(self.deploy, "Start a VM.", answers.deploy, changing=True, parameters=vm, example=example),
+            "/remove": Route(
+                self.remove,
+                "Stop a VM; its image stays.",
+                answers.remove,
+                changing=True,
+                parameters=("name",),
+                example="/remove?name=example",
+            ),
+            "/progress": Route(
+                self.progress,
+                "How good a place for a VM this is.",
+                answers.progress,
+                parameters=size,
+                example="/progress?cpu=1&mem=1&oc=1.0",
+            ),
+            "/metrics": Route(self._metrics_text, "Metrics for Prometheus.", media=CONTENT_TYPE.partition(";")[0]),
+            "/healthz": Route(self.health, "Whether all is well.", answers.health, unwell=True),
+            "/openapi.json": Route(self._description, "This description.", dict[str, Any]),
         }
 
     async def _welcome(self, _: web.Request) -> web.Response:
@@ -119,6 +119,9 @@ class HttpTransport(ABC):
 
     async def _metrics_text(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _description(self, _: web.Request) -> web.Response:
+        return web.json_response(openapi.description(self._operations.identity.program, self._routes))
 
     @abstractmethod
     async def status(self, http: web.Request) -> web.Response:
@@ -186,7 +189,7 @@ class HttpTransport(ABC):
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("X-Request-Id", "")
-        call = _Call(given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else f"http-{next(self._numbers)}")
+        call = _Call(given if re.fullmatch(REQUEST_ID, given) else f"http-{next(self._numbers)}")
         _CALL.set(call)
         self._connections.begins(request.protocol)
         try:
@@ -306,9 +309,9 @@ async def _caller(http: web.Request, request: requests.Request) -> Caller:
 def _in_own_words(error: InvalidRequest) -> InvalidRequest:
     """The error with the field called what it is called here."""
     field = str(error.details.get("field", ""))
-    if field not in _OWN_WORDS:
+    word = http_values.FIELD_NAMES.get(field, field)
+    if word == field:
         return error
-    word = _OWN_WORDS[field]
     rest = error.message.removeprefix(f"{field}: ")
     return InvalidRequest(f"{word}: {rest}", **(error.details | {"field": word}))
 
@@ -350,9 +353,9 @@ def _host_name(header: str) -> str:
 async def _form(http: web.Request) -> str:
     if not http.body_exists:
         return ""
-    if http.content_type != _FORM or (http.charset or "utf-8").lower() != "utf-8":
+    if http.content_type != FORM or (http.charset or "utf-8").lower() != "utf-8":
         given = http.headers.get("Content-Type", "no Content-Type")
-        raise InvalidRequest(f"a body must be a form in UTF-8 ({_FORM}), not {given[:80]!r}", field="Content-Type")
+        raise InvalidRequest(f"a body must be a form in UTF-8 ({FORM}), not {given[:80]!r}", field="Content-Type")
     try:
         async with asyncio.timeout(FORM_PATIENCE_S):
             return (await http.read()).decode("utf-8").strip()

@@ -6,16 +6,18 @@ Only here and in ``http`` are levels called ``oc`` and memory counted in GB (1 G
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote_plus
 
-from core.level import UNIT, LevelError, format_level, parse_level
-from core.status import HostStatus
+import msgspec
+
+from core.level import HIGHEST, LOWEST, UNIT, LevelError, parse_level
 from vmstackd.api import requests
 from vmstackd.api.errors import InvalidRequest, NoCapacity, NotFound, VmstackError
 
+MIB_PER_GB = 1024
 MOST_PARAMETERS = 20
 SHOWN = 40
 """Characters of a wrong value that are shown in the answer."""
@@ -64,7 +66,7 @@ def memory_mib(field: str, text: str) -> int:
     """GB, perhaps with decimals, as MiB; a rest below one MiB is dropped. Raises InvalidRequest."""
     if not re.fullmatch(r"-?[0-9]{1,12}(\.[0-9]{1,18})?", text):
         raise InvalidRequest(f"{field}: {text[:SHOWN]!r} is not a number of GB, such as 2 or 0.5", field=field)
-    return int(Fraction(text) * 1024)
+    return int(Fraction(text) * MIB_PER_GB)
 
 
 def level(field: str, text: str) -> int:
@@ -73,33 +75,6 @@ def level(field: str, text: str) -> int:
         return parse_level(text)
     except LevelError as error:
         raise InvalidRequest(f"{field}: {error}", field=field) from error
-
-
-def legacy_status(host: HostStatus) -> dict[str, Any]:
-    """The prototype's status of a host (SEMANTICS 7)."""
-    memory: dict[str, Any] = {}
-    if host.levels:
-        memory["1"] = {
-            "pcap": host.allocated_mib,
-            "palloc": host.allocated_mib,
-            "vavail": 0,
-            "vpotential": host.free_mib,
-        }
-    return {
-        "cpu": {
-            "avail": host.free_cpus,
-            "subset": {
-                format_level(level.level): {
-                    "pcap": level.cpus,
-                    "palloc": level.vcpus,
-                    "vavail": level.available_thousandths / UNIT,
-                    "vpotential": level.potential_thousandths / UNIT,
-                }
-                for level in host.levels
-            },
-        },
-        "mem": {"avail": host.free_mib, "subset": memory},
-    }
 
 
 def legacy_reason(error: VmstackError) -> str:
@@ -111,21 +86,59 @@ def legacy_reason(error: VmstackError) -> str:
     return error.message
 
 
-def deploy(given: Mapping[str, str]) -> requests.Deploy:
-    """The request that the parameters of /deploy are. Raises InvalidRequest."""
-    return requests.Deploy(
-        name=given["name"],
-        vcpus=whole("cpu", given["cpu"]),
-        memory_mib=memory_mib("mem", given["mem"]),
-        level=level("oc", given["oc"]),
-        image=given["qcow2"],
-    )
+class Parameter(msgspec.Struct, frozen=True):
+    """field: of requests, that it gives. read: its value, from name and text; raises InvalidRequest.
+
+    schema: the values that may make sense, as JSON Schema; about: for people.
+    """
+
+    field: str
+    read: Callable[[str, str], Any]
+    schema: Mapping[str, str | int | float]
+    about: str
 
 
-def progress(given: Mapping[str, str]) -> requests.Progress:
-    """The request that the parameters of /progress are. Raises InvalidRequest."""
-    return requests.Progress(
-        vcpus=whole("cpu", given["cpu"]),
-        memory_mib=memory_mib("mem", given["mem"]),
-        level=level("oc", given["oc"]),
-    )
+def _text(_: str, text: str) -> str:
+    return text
+
+
+PARAMETERS: Mapping[str, Parameter] = {
+    "name": Parameter(
+        "name",
+        _text,
+        {"type": "string", "minLength": 1, "maxLength": requests.MAX_KNOWN_NAME_BYTES},
+        f"Of the VM. A new one has at most {requests.MAX_NAME_BYTES} bytes, only printable characters and no '/', and "
+        "begins neither with '-' nor with '.' nor with a space.",
+    ),
+    "cpu": Parameter(
+        "vcpus", whole, {"type": "integer", "minimum": 1, "maximum": requests.MAX_VCPUS}, "How many vCPUs it has."
+    ),
+    "mem": Parameter(
+        "memory_mib",
+        memory_mib,
+        {"type": "number", "minimum": 1 / MIB_PER_GB, "maximum": requests.MAX_MEMORY_MIB // MIB_PER_GB},
+        f"Its memory in GB of {MIB_PER_GB} MiB; a rest below one MiB is dropped.",
+    ),
+    "oc": Parameter(
+        "level",
+        level,
+        {"type": "number", "minimum": LOWEST // UNIT, "maximum": HIGHEST // UNIT, "multipleOf": 1 / UNIT},
+        "Its oversubscription level: vCPUs that may share one CPU.",
+    ),
+    "qcow2": Parameter(
+        "image",
+        _text,
+        {"type": "string", "pattern": "^/", "maxLength": requests.MAX_PATH_BYTES},
+        "Absolute path of its disk image, inside the folders that are allowed.",
+    ),
+}
+"""Each by its name. The only place that says what parameters mean: ``openapi`` describes it."""
+FIELD_NAMES: Mapping[str, str] = {parameter.field: name for name, parameter in PARAMETERS.items()}
+"""What fields of requests are called here."""
+
+
+def read(given: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a request that these parameters are. Raises InvalidRequest."""
+    return {
+        parameter.field: parameter.read(name, given[name]) for name, parameter in PARAMETERS.items() if name in given
+    }

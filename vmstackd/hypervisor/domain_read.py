@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 import msgspec
 
 from core.cpuset import CpuListError, parse_cpu_list
+from vmstackd.api.requests import MAX_MEMORY_MIB, MAX_VCPUS
 from vmstackd.hypervisor.base import Record
 from vmstackd.hypervisor.metadata import parse_prototype_level, parse_record
 
@@ -41,6 +42,8 @@ def read_domain(xml: str) -> DomainFacts:
         io_threads = int(domain.findtext("iothreads") or 0)
     except ET.ParseError as error:
         raise ValueError(str(error)) from None
+    if not 1 <= vcpus <= MAX_VCPUS or not 1 <= memory_mib <= MAX_MEMORY_MIB:
+        raise ValueError(f"{vcpus} vCPUs and {memory_mib} MiB of memory")
     metadata = domain.find("metadata")
     own = {pin.get("vcpu"): pin.get("cpuset") for pin in domain.iterfind("cputune/vcpupin")}
     default = vcpu.get("cpuset")

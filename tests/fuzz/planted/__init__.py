@@ -1,0 +1,1 @@
+"""Decoders with mistakes, one in each module, to see that they are found."""

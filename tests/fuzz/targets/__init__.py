@@ -1,0 +1,1 @@
+"""One module for each decoder, with what it must not do."""
