@@ -45,6 +45,10 @@ AT_ONCE = 64
 """Hosts that are asked at the same time for something that all must tell."""
 PROGRESS = HOST_POLICIES["progress"]
 """What the operation of that name tells, whatever chooses hosts."""
+CHECK_S = 120.0
+"""Seconds that a host gets to compare its VMs and repair what it finds."""
+MOST_CHECKED = 1 << 32
+"""VMs or findings of one host, that are believed."""
 READ_S = 10.0
 """Seconds that a host gets to answer what changes nothing."""
 HOSTS_AT_ONCE = 2000
@@ -204,6 +208,8 @@ class Cluster(Operations):
                 return await self._remove(request, request_id)
             case requests.Cordon() | requests.Uncordon():
                 return await self._set_cordon(request, request_id)
+            case requests.Check():
+                return await self._check(request, request_id)
             case requests.Progress():
                 return self._progress(request)
             case requests.Status():
@@ -235,10 +241,7 @@ class Cluster(Operations):
     async def _deploy(self, request: requests.Deploy, request_id: str) -> replies.Deployed:
         if self._stopping:
             raise Unavailable("globald is stopping; try again in a moment")
-        if not self.learned:
-            raise Unavailable(
-                f"{self._silent()} of {len(self.members)} hosts have not told yet what they have; try again in a moment"
-            )
+        self._require_learned()
         wanted = self._member(request.host) if request.host else None
         return await self._placing.deploy(request, wanted, request_id)
 
@@ -274,12 +277,23 @@ class Cluster(Operations):
             self.members.removal_ended(removal, generation)
         return msgspec.structs.replace(reply, host=member.name)
 
+    def _require_learned(self) -> None:
+        if not self.learned:
+            raise Unavailable(
+                f"{self._silent()} of {len(self.members)} hosts have not told yet what they have; try again in a moment"
+            )
+
     def _owner(self, name: str, host: str) -> Member:
-        """Where a VM is. Raises NotFound, or InvalidRequest where only the caller can say which one is meant."""
+        """Where a VM is. Raises NotFound; Unavailable where it may be on a host that has not told yet what it has;
+        InvalidRequest where only the caller can say which one is meant.
+        """
         owners = self.members.owners(name)
         if host:
             wanted = self._member(host)
             if wanted not in owners:
+                link = self._links.get(wanted.number)
+                if link is not None and not link.told.is_set():
+                    raise Unavailable(f"host {wanted.name!r} has not told yet what it has; try again in a moment")
                 raise NotFound(f"{name!r} does not exist on host {wanted.name!r}")
             return wanted
         if len(owners) > 1:
@@ -289,6 +303,7 @@ class Cluster(Operations):
             claim = self.members.claims.get(name)
             if claim is not None:
                 raise Unavailable(f"{name!r} is being deployed on host {claim.member.name!r}; try again in a moment")
+            self._require_learned()
             raise NotFound(f"{name!r} does not exist in this cluster")
         return owners[0]
 
@@ -314,6 +329,38 @@ class Cluster(Operations):
             member.reply = cordoned  # at once, and not only when the host pushes it
             self.members.refresh(member)
         return msgspec.structs.replace(reply, host=member.name)
+
+    async def _check(self, request: requests.Check, request_id: str) -> replies.CheckReply:
+        """Of one host, or of all at the same time; then those that do not answer are among the findings."""
+        asked = msgspec.structs.replace(request, host="")
+        turn = asyncio.Semaphore(AT_ONCE)
+
+        async def of(member: Member) -> replies.CheckReply:
+            async with turn:
+                reply = await answer_of(member.connection.check(asked, timeout=CHECK_S, request_id=request_id))
+            return _as_checked(member, reply)
+
+        async def of_any(member: Member) -> replies.CheckReply:
+            try:
+                return await of(member)
+            except VmstackError as error:
+                text = f"it could not be compared: {error.message}"[: replies.MOST_TEXT]
+                finding = replies.Finding(kind="unchecked", vm="", text=text, repaired=False, host=member.name)
+                return replies.CheckReply(findings=(finding,), vms=0)
+
+        if request.host:
+            return await of(self._member(request.host))
+        told = await asyncio.gather(*(of_any(member) for member in self.members))
+        findings = sorted((finding for reply in told for finding in reply.findings), key=lambda one: one.repaired)
+        return replies.CheckReply(
+            findings=tuple(findings[: replies.MOST_FINDINGS]),
+            vms=sum(reply.vms for reply in told),
+            hidden=sum(reply.hidden for reply in told),
+            busy=sum(reply.busy for reply in told),
+            left_out=sum(reply.left_out for reply in told) + max(0, len(findings) - replies.MOST_FINDINGS),
+            dry_run=request.dry_run,
+            hosts=sum(reply.hosts for reply in told),
+        )
 
     def hosts(self) -> replies.HostsReply:
         """All hosts of this moment."""
@@ -468,6 +515,32 @@ class Cluster(Operations):
         if not host:
             raise InvalidRequest("host: which host is meant must be said", field="host")
         return await answer_of(self._member(host).connection.topology(timeout=READ_S, request_id=request_id))
+
+
+def _as_checked(member: Member, reply: replies.CheckReply) -> replies.CheckReply:
+    """What a host has found, kept to a size that can be told."""
+    findings = [
+        replies.Finding(
+            kind=short(finding.kind),
+            vm=short(finding.vm),
+            text=finding.text[: replies.MOST_TEXT],
+            repaired=finding.repaired,
+            host=member.name,
+        )
+        for finding in reply.findings[: replies.MOST_FINDINGS]
+    ]
+    vms, hidden, busy, left_out = (
+        min(max(0, figure), MOST_CHECKED) for figure in (reply.vms, reply.hidden, reply.busy, reply.left_out)
+    )
+    return replies.CheckReply(
+        findings=tuple(findings),
+        vms=vms,
+        hidden=hidden,
+        busy=busy,
+        left_out=left_out + len(reply.findings) - len(findings),
+        dry_run=reply.dry_run,
+        hosts=1,
+    )
 
 
 def _unknown(name: str, member: Member) -> replies.VmReply:

@@ -242,6 +242,24 @@ def test_what_the_hypervisor_had_in_another_way_is_counted_by_kind() -> None:
     _asked(test, hypervisor)
 
 
+def test_the_last_comparison_of_all_vms_is_told() -> None:
+    hypervisor = SimHypervisor()
+
+    async def test(host: Endpoint) -> None:
+        begin = time.time()
+        hypervisor.put(outsider("giant", 64, {4}))
+        await host.engine.handle(requests.Check(), OPERATOR, "test")
+        text = (await host.get("/metrics")).text
+        assert begin <= _values(text, "vmstack_check_timestamp_seconds")[""] <= time.time()
+        assert 0 < _values(text, "vmstack_check_duration_seconds")[""] < PATIENCE
+        assert _values(text, "vmstack_check_remaining") == {"": 1}
+        before = _values(text, "vmstack_check_timestamp_seconds")
+        await host.engine.handle(requests.Check(dry_run=True), OPERATOR, "test")
+        assert _values((await host.get("/metrics")).text, "vmstack_check_timestamp_seconds") == before
+
+    _asked(test, hypervisor)
+
+
 def test_vms_have_series_only_when_that_is_switched_on() -> None:
     on = [False]
     metrics = Metrics(per_vm=lambda: on[0])

@@ -100,7 +100,8 @@ def test_nothing_is_kept_for_a_server_that_has_said_all() -> None:
 
 
 def test_every_operation_can_be_called_by_its_name() -> None:
-    of_a_host = {"deploy", "remove", "cordon", "uncordon", "progress", "status", "list", "describe", "topology"}
+    changes = {"deploy", "remove", "cordon", "uncordon", "check"}
+    of_a_host = changes | {"progress", "status", "list", "describe", "topology"}
     of_a_cluster = {"hosts", "demand", "host_add", "host_remove"}
     assert set(wire.METHODS) == of_a_host | of_a_cluster | {"hello", "ping", "subscribe"}
 

@@ -229,6 +229,34 @@ def remove(choices: Choices, names: tuple[str, ...], host: str | None, *, dry_ru
 
 
 @cli.command(
+    short_help="Compare a host with what was decided, and repair it.",
+    examples="""
+    vmstackctl check
+    vmstackctl check --dry-run                 only say what is wrong
+    vmstackctl --cluster check                 every host of the cluster
+    vmstackctl check --output json | jq -r '.findings[].text'
+    """,
+)
+@host_option("Of a cluster: this host only.")
+@click.option("--dry-run", is_flag=True, help="Only say what is not as it should be.")
+@chosen
+def check(choices: Choices, host: str | None, *, dry_run: bool) -> None:
+    """Compare every VM with what was decided: pins, as libvirt and as the kernel has them, metadata and accounts.
+
+    What can be put right is put right at once; the daemon does the same by itself every few seconds. The rest is told,
+    with what to do about it. VMs that are being changed are left alone. The exit code is 0 if all is as it should be,
+    or was repaired, and 1 if something remains.
+    """
+    refuse_names(choices)
+    request = requests.Check(host=host or "", dry_run=dry_run)
+    requests.check(request)
+    reply = ask(choices, lambda client: client.check(request, timeout=choices.timeout))
+    answer(choices, reply, (), lambda: f"{lines.checked(reply)}\n")
+    if reply.left_out or not all(finding.repaired for finding in reply.findings):
+        raise click.exceptions.Exit(1)
+
+
+@cli.command(
     short_help="Tell how well a VM would fit.",
     examples="""
     vmstackctl progress --vcpus 4 --memory 8G --level 2:1

@@ -12,7 +12,17 @@ import msgspec
 from core.level import format_level
 from vmstackctl.values import count, cpu_list, memory, printable, ratio
 from vmstackd.api import session
-from vmstackd.api.replies import CordonReply, Deployed, DuplicateVm, HostListed, ProgressReply, Removed, StatusReply
+from vmstackd.api.replies import (
+    CheckReply,
+    CordonReply,
+    Deployed,
+    DuplicateVm,
+    Finding,
+    HostListed,
+    ProgressReply,
+    Removed,
+    StatusReply,
+)
 
 
 class Disconnected(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="event", tag="disconnected"):
@@ -46,7 +56,7 @@ def json_line(value: msgspec.Struct) -> str:
     to a terminal.
     """
     found = _readable(msgspec.to_builtins(value))
-    if isinstance(value, ProgressReply) and not value.hosts:
+    if isinstance(value, ProgressReply | CheckReply) and not value.hosts:
         del found["hosts"]
     return json.dumps(found).replace("\x7f", "\\u007f")
 
@@ -95,6 +105,33 @@ def cordoned(reply: CordonReply, host: str) -> str:
         return f"{name}: gets new VMs again"
     why = f" ({printable(reply.reason)})" if reply.reason else ""
     return f"{name}: cordoned{why}, gets no new VMs"
+
+
+def checked(reply: CheckReply) -> str:
+    """A line for each thing that was found, and one with the sums."""
+    lines = [_found(finding) for finding in reply.findings]
+    if reply.left_out:
+        lines.append(f"... and {count(reply.left_out, 'finding')} more; check again when these are done with")
+    of_hosts = f" on {count(reply.hosts, 'host')}" if reply.hosts else ""
+    begin = f"{count(reply.vms, 'VM')}{of_hosts}"
+    if reply.busy:
+        begin += f" ({reply.busy} of them being changed, not judged)"
+    if reply.hidden:
+        begin += f" ({reply.hidden} of them without a look at the threads, which are hidden from the daemon)"
+    if not lines:
+        return f"{begin}, all as decided"
+    found = count(len(reply.findings) + reply.left_out, "finding")
+    if reply.dry_run:
+        return "\n".join((*lines, f"{begin}, {found}{_nothing(dry_run=True)}"))
+    remain = sum(not finding.repaired for finding in reply.findings)
+    hidden = f", {reply.left_out} not shown" if reply.left_out else ""
+    return "\n".join((*lines, f"{begin}, {found}: {len(reply.findings) - remain} repaired, {remain} not{hidden}"))
+
+
+def _found(finding: Finding) -> str:
+    where = ": ".join(printable(name) for name in (finding.host, finding.vm) if name)
+    end = " (repaired)" if finding.repaired else ""
+    return f"{where + ': ' if where else ''}{printable(finding.kind)}: {printable(finding.text)}{end}"
 
 
 def listed(reply: HostListed) -> str:

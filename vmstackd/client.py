@@ -202,6 +202,16 @@ class Client:
         """Let a host have new VMs again."""
         return await self._call(request, replies.CordonReply, timeout, request_id)
 
+    async def check(
+        self,
+        request: requests.Check = requests.Check(),  # noqa: B008  a value that cannot change
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+        request_id: str | None = None,
+    ) -> replies.CheckReply:
+        """Compare a host, or all of a cluster, with what was decided, and put right what can be."""
+        return await self._call(request, replies.CheckReply, timeout, request_id)
+
     async def hosts(
         self,
         *,

@@ -40,7 +40,7 @@ from vmstackd.hypervisor.options import HypervisorOptions
 from vmstackd.kernel_counters import kernel_counters
 from vmstackd.local_state import LocalState, LocalStateError
 from vmstackd.sampling import Sampler
-from vmstackd.watch import Watch
+from vmstackd.watch import Checked, Watch
 
 GRACE_S = 30.0
 """Seconds for which a VM whose start was cut off keeps its CPUs, seen or not."""
@@ -177,6 +177,11 @@ class Engine(Operations):
         return self._host.repins
 
     @property
+    def checked(self) -> Checked | None:
+        """The last comparison of all VMs."""
+        return self._watch.last
+
+    @property
     def drift(self) -> Mapping[str, int]:
         """How often the hypervisor had a VM in another way than was decided, by kind (vmstackd.host.DRIFT)."""
         return self._host.drift
@@ -201,7 +206,7 @@ class Engine(Operations):
         host: str = getattr(request, "host", "")
         if host not in ("", self.identity.host, self.identity.uuid):
             raise NotFound(f"this is host {self.identity.host!r}, not {host!r}")
-        if isinstance(request, requests.VmChange):
+        if isinstance(request, requests.VmChange | requests.Check):
             self._require_link()
         match request:
             case requests.Deploy():
@@ -212,6 +217,8 @@ class Engine(Operations):
                 return await self._set_cordon(request.reason)
             case requests.Uncordon():
                 return await self._set_cordon(None)
+            case requests.Check():
+                return await self._check(dry_run=request.dry_run)
             case requests.Progress():
                 return self._progress(request)
             case requests.Status():
@@ -346,7 +353,7 @@ class Engine(Operations):
         if not request.dry_run:
             await self._destroy(name)
             try:
-                await self._watch.compare(frozenset({name}))
+                await self._watch.take_note(frozenset({name}))
             except HypervisorError:
                 self._host.look_again({name})  # it is gone all the same; that will be seen
         return replies.Removed(name=name, released=(), dry_run=request.dry_run)
@@ -360,6 +367,34 @@ class Engine(Operations):
             raise Unavailable(f"whether {name!r} has been removed is unknown: {error}", outcome="unknown") from error
         except HypervisorError as error:
             raise HypervisorFailed(f"the hypervisor did not remove {name!r}: {error}") from error
+
+    # Check
+
+    async def _check(self, *, dry_run: bool) -> replies.CheckReply:
+        try:
+            checked = await self._watch.check(dry_run=dry_run)
+        except HypervisorUnreachable as error:
+            raise Unavailable(f"the hypervisor {self._host.hypervisor.uri} cannot be asked: {error}") from error
+        except HypervisorError as error:
+            raise HypervisorFailed(f"the hypervisor does not tell what it runs: {error}") from error
+        look = checked.look
+        findings = [
+            replies.Finding(
+                kind=found.kind,
+                vm=found.vm,
+                text=found.told(repaired=repaired, dry_run=dry_run)[: replies.MOST_TEXT],
+                repaired=repaired,
+            )
+            for found, repaired in sorted(checked.findings, key=lambda one: one[1])
+        ]
+        return replies.CheckReply(
+            findings=tuple(findings[: replies.MOST_FINDINGS]),
+            vms=look.vms,
+            hidden=sum(not vm.threads for vm in look.running),
+            busy=len(look.ignore),
+            left_out=max(0, len(findings) - replies.MOST_FINDINGS),
+            dry_run=dry_run,
+        )
 
     # Reading
 

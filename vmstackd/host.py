@@ -12,15 +12,31 @@ from enum import Enum
 
 from core.allocator import free_cpus
 from core.cpuset import format_cpu_list
-from core.model import HostState
+from core.model import HostState, Subset
 from vmstackd.api.replies import UnplacedVm
 from vmstackd.daemon import log
 from vmstackd.daemon.feed import Feed
 from vmstackd.hypervisor.base import Hypervisor, HypervisorError, Record, VmMissing
 
-DRIFT = ("adopted", "gone", "pinning", "resized", "unplaced")
-"""How the hypervisor can have a VM in another way than was decided: it is new, it is not there, it may run on other
-CPUs than it was told to, it has another size, it is new and fits nowhere.
+DRIFT = (
+    "accounts",
+    "adopted",
+    "affinity",
+    "gone",
+    "held",
+    "owed",
+    "pinning",
+    "record",
+    "resized",
+    "stopped",
+    "unplaced",
+    "unseen",
+)
+"""How things can be otherwise than was decided. Of a VM: it is new (adopted), or new and fits nowhere (unplaced); it is
+not there (gone), or new and does not run (stopped); it has another size; the hypervisor says that it may run on other
+CPUs (pinning), or only the kernel does (affinity); its metadata do not say what they should (record); it cannot be
+looked at (unseen). Of the host: its accounts contradict themselves, CPUs or memory are held for nobody, a level has
+fewer CPUs than it owes to its VMs.
 """
 
 GATHER_S = 0.005
@@ -43,9 +59,23 @@ class LiveVm:
     not be looked at the last time. changes: calls under
     way that change its pinning or its record, so that neither can be learned by looking. untold: nobody
     knows whether its start has succeeded, so nobody was told that it is there.
+    astray: some of its threads are not pinned as decided, even if pinned says so. stuck: to which CPUs the kernel
+    has them pinned after all has been tried. record_fault: what is wrong with what its metadata say; record is then
+    what they should say, as far as that is known.
     """
 
-    __slots__ = ("changes", "phase", "pin_failure", "pinned", "record", "unseen", "untold")
+    __slots__ = (
+        "astray",
+        "changes",
+        "phase",
+        "pin_failure",
+        "pinned",
+        "record",
+        "record_fault",
+        "stuck",
+        "unseen",
+        "untold",
+    )
 
     def __init__(self, phase: Phase) -> None:
         self.phase = phase
@@ -55,6 +85,9 @@ class LiveVm:
         self.unseen = ""
         self.changes = 0
         self.untold = False
+        self.astray = False
+        self.stuck: frozenset[frozenset[int]] = frozenset()
+        self.record_fault = ""
 
 
 class Host:
@@ -109,6 +142,19 @@ class Host:
         """Names in the middle of a change; what is seen of them now means nothing."""
         return frozenset(name for name, live in self.live.items() if live.changes or live.phase is not Phase.RUNNING)
 
+    def settling(self, level: int) -> bool:
+        """Whether the pins or records of a level are being made to fit just now."""
+        return (lock := self._settling.get(level)) is not None and lock.locked()
+
+    def held_for_nobody(self) -> frozenset[int]:
+        """Held CPUs that no VM may run on as far as is known."""
+        loose = set(self.state.held)
+        for live in self.live.values():
+            loose -= live.pinned
+        for vm in self.unplaced.values():
+            loose.difference_update(vm.cpus)
+        return frozenset(loose)
+
     def look_again(self, names: Iterable[str]) -> None:
         """Have these VMs compared with the hypervisor soon."""
         self.unclear.update(names)
@@ -132,13 +178,16 @@ class Host:
         async with self._lock(level):
             while (subset := self.state.subset(level)) is not None:
                 await self._write_record(level)
+                await self._mend_records(level)
                 if self.state.subset(level) is not subset:
                     continue
                 target = frozenset(subset.cpus)
                 wrong = [
                     (name, live)
                     for name in subset.vms
-                    if (live := self.live.get(name)) and live.phase is Phase.RUNNING and live.pinned != target
+                    if (live := self.live.get(name))
+                    and live.phase is Phase.RUNNING
+                    and (live.astray or live.pinned != target)
                 ]
                 calls = [self._pin(name, live, subset.cpus) for name, live in wrong]
                 if self.hypervisor.immediate:  # a task for each would take longer than all of them
@@ -152,14 +201,7 @@ class Host:
 
     def free_unpinned(self) -> None:
         """Held CPUs that no VM may run on become free."""
-        if not self.state.held:
-            return
-        loose = set(self.state.held)
-        for live in self.live.values():
-            loose -= live.pinned
-        for vm in self.unplaced.values():
-            loose.difference_update(vm.cpus)
-        if loose:
+        if self.state.held and (loose := self.held_for_nobody()):
             self.state = free_cpus(self.state, sorted(loose))
 
     async def hand_over_record(self, level: int, leaving: str) -> None:
@@ -174,6 +216,7 @@ class Host:
         # Noted at once, before the first call can run: until it is read back, some vCPU may be on the
         # old CPUs and some on the new, so neither may be freed.
         live.pinned |= frozenset(cpus)
+        live.astray = False
         live.changes += 1
         self.repins += 1
         return self._pin_and_read_back(name, live, cpus)
@@ -210,35 +253,54 @@ class Host:
         leaving: a VM about to be destroyed, whose record does not count. While a VM of the level
         starts nothing is written: its own record will be the newest.
         """
-        subset, generation = self.state.subset(level), self.state.generation
+        subset = self.state.subset(level)
         if subset is None:
             return
         members = [(name, self.live[name]) for name in subset.vms if name in self.live and name != leaving]
         if not members or any(live.phase is Phase.STARTING for _, live in members):
             return
-        records = [live.record for _, live in members if live.record is not None]
+        records = [live.record for _, live in members if live.record is not None and not live.record_fault]
         if records and max(records, key=lambda record: record.generation).cpus == subset.cpus:
             return
+        generation = self.state.generation
         for name, live in members:
-            vm = subset.vms[name]
-            record = Record(
-                level=level,
-                vcpus=vm.vcpus,
-                memory_mib=vm.memory_mib,
-                image=live.record.image if live.record is not None else "",
-                cpus=subset.cpus,
-                generation=generation,
-                arrival=live.record.arrival if live.record is not None else generation,
-            )
-            live.changes += 1
-            try:
-                await self.hypervisor.write_record(name, record)
-            except VmMissing:
-                self.look_again({name})
-            except HypervisorError as error:
-                log.warning("record-failed", vm=name, reason=error)
-            else:
-                live.record = record
+            if await self._write_record_of(name, live, subset, generation):
                 return
-            finally:
-                self.changed(name, live)
+
+    async def _mend_records(self, level: int) -> None:
+        """Write the records that are missing or wrong. Not while a VM of the level starts: as above."""
+        subset = self.state.subset(level)
+        if subset is None:
+            return
+        members = [(name, self.live[name]) for name in subset.vms if name in self.live]
+        wrong = [(name, live) for name, live in members if live.record_fault and live.phase is Phase.RUNNING]
+        if not wrong or any(live.phase is Phase.STARTING for _, live in members):
+            return
+        generation = self.state.generation
+        await asyncio.gather(*(self._write_record_of(name, live, subset, generation) for name, live in wrong))
+
+    async def _write_record_of(self, name: str, live: LiveVm, subset: Subset, generation: int) -> bool:
+        """Have the VM's metadata tell this subset, as it was at this generation; returns whether they do."""
+        vm = subset.vms[name]
+        record = Record(
+            level=vm.level,
+            vcpus=vm.vcpus,
+            memory_mib=vm.memory_mib,
+            image=live.record.image if live.record is not None else "",
+            cpus=subset.cpus,
+            generation=generation,
+            arrival=live.record.arrival if live.record is not None else generation,
+        )
+        live.changes += 1
+        try:
+            await self.hypervisor.write_record(name, record)
+        except VmMissing:
+            self.look_again({name})
+        except HypervisorError as error:
+            log.warning("record-failed", vm=name, reason=error)
+        else:
+            live.record, live.record_fault = record, ""
+            return True
+        finally:
+            self.changed(name, live)
+        return False

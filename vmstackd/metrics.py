@@ -16,6 +16,7 @@ from core.level import UNIT, format_level
 from core.usage import HostUsage, LevelUsage, VmUsage
 from vmstackd.api.replies import ListReply, StatusReply
 from vmstackd.daemon.metrics import CONTENT_TYPE, MIB, DaemonMetrics
+from vmstackd.watch import Checked
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -42,6 +43,8 @@ class HostFigures(Protocol):
     def repins(self) -> int: ...
     @property
     def drift(self) -> Mapping[str, int]: ...
+    @property
+    def checked(self) -> Checked | None: ...
     @property
     def sampler(self) -> SamplingFigures: ...
     def status(self) -> StatusReply: ...
@@ -77,11 +80,13 @@ class _Snapshot(Collector):
         yield from _of_its_levels(status)
         yield CounterMetricFamily("vmstack_repins", "VMs pinned anew since the start.", value=self._host.repins)
         drift = CounterMetricFamily(
-            "vmstack_drift", "VMs that the hypervisor had in another way than was decided.", labels=("kind",)
+            "vmstack_drift", "Things that were found to be otherwise than decided.", labels=("kind",)
         )
         for kind, count in self._host.drift.items():
             drift.add_metric([kind], count)
         yield drift
+        if self._host.checked is not None:
+            yield from _of_the_check(self._host.checked)
         yield from _of_sampling(self._host.sampler)
         if status.usage is not None:
             yield from _of_the_use(status.usage)
@@ -124,6 +129,15 @@ def _of_its_levels(status: StatusReply) -> Iterable[Metric]:
         for level, figure in zip(levels, values, strict=True):
             family.add_metric([format_level(level.level)], figure)
         yield family
+
+
+def _of_the_check(checked: Checked) -> Iterable[Metric]:
+    for name, text, value in (
+        ("vmstack_check_timestamp_seconds", "When all VMs were last compared with what was decided.", checked.at),
+        ("vmstack_check_duration_seconds", "Time that this took, repairs included.", checked.seconds),
+        ("vmstack_check_remaining", "Things that it found and could not repair.", checked.remaining),
+    ):
+        yield GaugeMetricFamily(name, text, value=value)
 
 
 def _of_sampling(sampler: SamplingFigures) -> Iterable[Metric]:

@@ -123,6 +123,15 @@ SAMPLES: tuple[Reply, ...] = (
         ),
     ),
     replies.HostListed(address="h2:8097", name="h2", listed=False, vms=3),
+    replies.CheckReply(
+        findings=(replies.Finding(kind="pinning", vm="ü", text="it may run anywhere", repaired=True, host="h1"),),
+        vms=3,
+        hidden=1,
+        busy=2,
+        left_out=4,
+        dry_run=True,
+        hosts=2,
+    ),
 )
 """Nothing in them is a default that could hide a field that got lost, but for the second host."""
 

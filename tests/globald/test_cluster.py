@@ -715,6 +715,13 @@ def test_nothing_is_deployed_before_the_hosts_have_told_what_they_have() -> None
             error = await both.refusal(vm("one"))
             assert isinstance(error, Unavailable)
             assert "1 of 2 hosts have not told yet what they have" in error.message
+            for order in (requests.Remove(name="one"), requests.Describe(name="one")):  # it may be on the silent one
+                error = await both.refusal(order)
+                assert isinstance(error, Unavailable)
+                assert "1 of 2 hosts have not told yet what they have" in error.message
+            error = await both.refusal(requests.Remove(name="one", host=silent))
+            assert f"host '{silent}' has not told yet what it has" in error.message
+            assert isinstance(await both.refusal(requests.Remove(name="one", host="a")), NotFound)
             assert error.retryable
             assert not both.cluster.learned
             await both.ask(requests.Status(), replies.StatusReply)  # readers need not wait

@@ -13,7 +13,7 @@ import pytest
 
 from tests.hypervisor.backends import Backend, Events
 from vmstackd.hypervisor import libvirt as driver
-from vmstackd.hypervisor.base import Hypervisor, HypervisorError, HypervisorUnreachable
+from vmstackd.hypervisor.base import Hypervisor, HypervisorError
 from vmstackd.hypervisor.libvirt_types import Connection
 
 
@@ -65,42 +65,42 @@ def test_another_refusal_does_not_cost_the_shares(mock: Backend, monkeypatch: py
     mock.run(scenario)
 
 
-def test_a_vm_that_cannot_be_defined_is_stopped(mock: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vm_that_cannot_be_defined_is_not_started(mock: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: object) -> None:
         raise failure(libvirt.VIR_ERR_OPERATION_FAILED)
 
     async def scenario(hypervisor: Hypervisor, events: Events) -> None:
         monkeypatch.setattr(libvirt.virConnect, "defineXML", refuse)
-        with pytest.raises(HypervisorError, match="refused"):
+        with pytest.raises(HypervisorError, match="refused") as raised:
             await hypervisor.create(mock.definition("a"))
+        assert raised.type is HypervisorError
         assert await hypervisor.observe(["a"]) == []
-        await events.wait("changed", "a")
+        assert events.seen == []
 
     mock.run(scenario)
 
 
-def test_a_vm_that_can_neither_be_defined_nor_stopped(mock: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(text: str, code: int) -> Callable[..., None]:
+def test_a_vm_that_cannot_be_started_leaves_no_definition(mock: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(text: str) -> Callable[..., None]:
         def refuse(*_args: object) -> None:
-            raise failure(code, text)
+            raise failure(libvirt.VIR_ERR_OPERATION_FAILED, text)
 
         return refuse
 
-    async def scenario(hypervisor: Hypervisor, events: Events) -> None:
+    async def scenario(hypervisor: Hypervisor, _events: Events) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(libvirt.virConnect, "defineXML", fail("no space", libvirt.VIR_ERR_OPERATION_FAILED))
-            patched.setattr(libvirt.virDomain, "destroy", fail("busy", libvirt.VIR_ERR_OPERATION_FAILED))
-            with pytest.raises(HypervisorUnreachable, match=r"no space.*busy"):
+            patched.setattr(libvirt.virDomain, "create", fail("no memory"))
+            with pytest.raises(HypervisorError, match="no memory"):
                 await hypervisor.create(mock.definition("a"))
-            # It ended by itself: so it does not run, as for any other refusal.
-            patched.setattr(libvirt.virDomain, "destroy", fail("gone", libvirt.VIR_ERR_NO_DOMAIN))
-            with pytest.raises(HypervisorError, match="no space") as raised:
-                await hypervisor.create(mock.definition("b"))
-            assert raised.type is HypervisorError
+            assert await hypervisor.observe(["a"]) == []
+            patched.setattr(libvirt.virDomain, "undefineFlags", fail("busy"))
+            patched.setattr(libvirt.virDomain, "undefine", fail("busy"))
+            with pytest.raises(HypervisorError, match=r"no memory.*still defined.*busy"):
+                await hypervisor.create(mock.definition("a"))
         (vm,) = await hypervisor.observe(["a"])
-        assert vm.running
-        assert vm.record == mock.definition("a").record
-        assert [event.kind for event in events.seen if event.kind != "changed"] == []
+        assert not vm.running
+        await hypervisor.destroy("a")
+        await hypervisor.create(mock.definition("a"))
 
     mock.run(scenario)
 

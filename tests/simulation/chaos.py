@@ -288,7 +288,6 @@ class Chaos:
             host, name = found
             domain = host.machine.domains[name]
             domain.record = domain.level = None  # to whom it belongs is for the daemon to find out
-            self._world.erased.add(host.name)
             host.machine.changed("foreign metadata", name)
 
     def _stranger_restarts(self) -> None:

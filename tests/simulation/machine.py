@@ -292,8 +292,8 @@ class SimulatedHypervisor:
     async def _order(self, what: str, name: str, steps: Sequence[Callable[[], None]]) -> None:
         """Have the hypervisor carry something out, step by step.
 
-        If its caller dies, or the link breaks, an order that has begun is finished all the same, and one that has not
-        may be. Whoever looks afterwards sees it, except in a hypervisor that was stalled, or has died itself.
+        If its caller dies, or the link breaks, the rest may be carried out all the same: at once, or, in a hypervisor
+        that is stalled, when it goes on.
         """
         await self._alive()
         if self._broken:
@@ -308,7 +308,7 @@ class SimulatedHypervisor:
                 left.pop(0)()
                 await self._pass(self._chance.uniform(*STEP_S))
         except (HypervisorUnreachable, asyncio.CancelledError):
-            if what != "observe" and (len(left) < len(steps) or self._chance.random() < 0.5):
+            if what != "observe" and self._chance.random() < 0.5:
                 self._machine.finish(left)
             raise
         if what != "create" and self._chance.random() < self._machine.trouble / 2:
@@ -339,22 +339,23 @@ class SimulatedHypervisor:
     async def create(self, definition: VmDefinition) -> None:
         machine, vm = self._machine, definition.vm
 
-        def start() -> None:
+        def define() -> None:
             if vm.name in machine.domains:
                 raise HypervisorError(f"domain '{vm.name}' already exists")
             cpus = frozenset(definition.record.cpus)
             domain = Domain(machine.new_uuid(), vm.vcpus, vm.memory_mib, cpus, definition.record)
-            domain.level = vm.level
+            domain.defined, domain.running = True, False
             machine.domains[vm.name] = domain
+            machine.changed("define", vm.name)
+
+        def start() -> None:
+            if vm.name not in machine.domains:
+                raise HypervisorError(f"domain '{vm.name}' is no more")
+            domain = machine.domains[vm.name]
+            domain.running, domain.level = True, vm.level
             machine.changed("start", vm.name)
 
-        def define() -> None:
-            if vm.name not in machine.domains:
-                raise HypervisorError(f"domain '{vm.name}' has ended")
-            machine.domains[vm.name].defined = True
-            machine.note(f"{machine.name}: define {vm.name}")
-
-        await self._order("create", vm.name, [start, define])
+        await self._order("create", vm.name, [define, start])
 
     async def destroy(self, name: str) -> None:
         machine = self._machine

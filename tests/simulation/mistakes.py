@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 
 from core.allocator import free_cpus, plan_deploy, plan_remove
-from core.model import HostState, Plan, Refusal, Vm
+from core.model import HostState, Plan, Refusal, Subset, Vm
 from core.policy import Policy
 from globald import placing
 from globald.member import Member, Reservation
 from globald.members import Members
-from vmstackd import engine, host, reconcile, watch
+from vmstackd import drift, engine, host, reconcile, watch
 from vmstackd.api import session
 from vmstackd.api.errors import HypervisorFailed, Unavailable, VmstackError
 from vmstackd.hypervisor.base import ObservedVm, Record
@@ -142,7 +142,13 @@ def restart_begins_at_zero(replace: Replace) -> None:
     def same(state: HostState, newest: int) -> HostState:
         return state
 
+    def fault(vm: Vm, subset: Subset, record: Record | None, generation: int) -> str:
+        newer = generation if record is None else max(generation, record.generation + 1)
+        return record_fault(vm, subset, record, newer)
+
+    record_fault = drift.record_fault
     replace(reconcile, "_newer", same)
+    replace(drift, "record_fault", fault)
 
 
 def untold(replace: Replace) -> None:

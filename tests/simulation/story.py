@@ -98,7 +98,7 @@ async def _restart(world: World) -> list[str]:
     before = {
         name: host.engine.state
         for name, host in world.hosts.items()
-        if host.engine is not None and name not in world.erased and not _may_differ(host.engine.status())
+        if host.engine is not None and not _may_differ(host.engine.status())
     }
     for host in world.hosts.values():
         host.kill()

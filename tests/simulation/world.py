@@ -188,7 +188,6 @@ class World:
         self.chance = chance
         self.story: list[str] = []
         self.ledger = Ledger()
-        self.erased: set[str] = set()
         self.network = Network(chance, self.note)
         self.hosts: dict[str, Host] = {}
         for number, topology in enumerate(topologies):

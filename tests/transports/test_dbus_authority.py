@@ -401,7 +401,7 @@ async def _members(on_bus: Served, kind: str) -> list[Any]:
     return found
 
 
-VALUES = {"s": "one", "u": "1", "d": "2.0"}
+VALUES = {"s": "one", "u": "1", "d": "2.0", "b": "true"}
 
 
 def _arguments(signature: str) -> list[str]:
@@ -441,6 +441,7 @@ def test_strangers_may_call_nothing_that_changes_anything(bus: Bus) -> None:
             (HOST.name, "RemoveWithOptions"),
             (HOST.name, "Cordon"),
             (HOST.name, "Uncordon"),
+            (HOST.name, "Check"),
             (VM.name, "Remove"),
         }
 

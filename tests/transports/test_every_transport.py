@@ -118,7 +118,7 @@ class Dbus:
         words = _on_the_bus(request)
         if len(words) < 2 or "v" in words[1]:
             return "?"  # not written so for dbus-send
-        kinds = {"s": "string", "u": "uint32", "d": "double"}
+        kinds = {"s": "string", "u": "uint32", "d": "double", "b": "boolean"}
         process = await asyncio.create_subprocess_exec(
             "dbus-send",
             f"--bus={self._address}",
@@ -149,6 +149,8 @@ def _on_the_bus(request: requests.Request) -> list[str]:
             return ["RemoveWithOptions", "sa{sv}", request.name, "1", "dry_run", "b", "true"]
         case requests.Cordon():
             return ["Cordon", "s", request.reason]
+        case requests.Check():
+            return ["Check", "b", _word(request.dry_run)]
         case requests.Progress():
             size = [str(request.vcpus), repr(request.memory_mib / 1024), format_level(request.level)]
             return ["Progress", "udd", *size]
@@ -290,6 +292,8 @@ CONVERSATION: tuple[requests.Request, ...] = (
     requests.Cordon(reason="a\nb"),
 )
 CORDONED: tuple[requests.Request, ...] = (
+    requests.Check(dry_run=True),
+    requests.Check(),
     requests.Cordon(reason="Lüfter, Reihe 3"),
     requests.Status(),
     deploy("late"),
@@ -465,6 +469,7 @@ CHANGES: tuple[requests.Change, ...] = (
     requests.Remove(name="here"),
     requests.Cordon(reason="none of your business"),
     requests.Uncordon(),
+    requests.Check(),
 )
 
 

@@ -179,6 +179,8 @@ class Cluster(Operations):
                 return self._progress(request)
             case requests.Cordon() | requests.Uncordon():
                 return self._cordon(request)
+            case requests.Check():
+                return self._check(request)
             case requests.Demand():
                 return self.demand
             case requests.HostAdd():
@@ -192,6 +194,18 @@ class Cluster(Operations):
                 gone = self.hosts.pop(index)
                 vms = 0 if gone.status is None else gone.status.vms
                 return replies.HostListed(address=gone.address, name=gone.name, listed=False, vms=vms)
+
+    def _check(self, request: requests.Check) -> replies.CheckReply:
+        """Whoever is not up has not answered."""
+        wanted = [self.hosts[self._index(request.host)]] if request.host else self.hosts
+        findings = [
+            replies.Finding(kind="unchecked", vm="", text=one.reason, repaired=False, host=one.name)
+            for one in wanted
+            if one.state not in ("up", "cordoned")
+        ]
+        return replies.CheckReply(
+            findings=tuple(findings), vms=len(self.vms), dry_run=request.dry_run, hosts=len(wanted) - len(findings)
+        )
 
     def _index(self, name: str) -> int:
         for index, one in enumerate(self.hosts):

@@ -9,9 +9,11 @@ from tests.vmstackctl.hosts import cpu, host, vm
 from vmstackctl import lines
 from vmstackctl.lines import Connected, Disconnected
 from vmstackd.api.replies import (
+    CheckReply,
     CordonReply,
     Deployed,
     DuplicateVm,
+    Finding,
     HostListed,
     HostsReply,
     ListReply,
@@ -160,6 +162,31 @@ def test_what_became_of_a_host() -> None:
         "server1: no longer part of the cluster; its VM runs on",
         "server1: no longer part of the cluster; 2 VMs of it run on",
     ]
+
+
+def test_what_a_check_has_found() -> None:
+    nothing = CheckReply(findings=(), vms=3)
+    assert lines.checked(nothing) == "3 VMs, all as decided"
+    assert lines.checked(msgspec.structs.replace(nothing, hosts=2)) == "3 VMs on 2 hosts, all as decided"
+    some = msgspec.structs.replace(nothing, hidden=1, busy=2)
+    assert lines.checked(some) == (
+        "3 VMs (2 of them being changed, not judged) "
+        "(1 of them without a look at the threads, which are hidden from the daemon), all as decided"
+    )
+    found = (
+        Finding(kind="unplaced", vm="a\nb", text="it fits nowhere", repaired=False),
+        Finding(kind="held", vm="", text="CPUs 5 are held", repaired=True),
+        Finding(kind="pinning", vm="web1", text="it may run on CPUs 7", repaired=True, host="server1"),
+    )
+    assert lines.checked(msgspec.structs.replace(nothing, findings=found, left_out=2)).splitlines() == [
+        "a\\nb: unplaced: it fits nowhere",
+        "held: CPUs 5 are held (repaired)",
+        "server1: web1: pinning: it may run on CPUs 7 (repaired)",
+        "... and 2 findings more; check again when these are done with",
+        "3 VMs, 5 findings: 2 repaired, 1 not, 2 not shown",
+    ]
+    dry = msgspec.structs.replace(nothing, findings=found[:1], dry_run=True)
+    assert lines.checked(dry).splitlines()[-1] == "3 VMs, 1 finding (dry run: nothing was changed)"
 
 
 def test_a_name_on_several_hosts_comes_with_what_can_be_typed() -> None:

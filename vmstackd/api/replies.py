@@ -46,6 +46,42 @@ class CordonReply(msgspec.Struct, frozen=True):
     host: str = ""
 
 
+class Finding(msgspec.Struct, frozen=True):
+    """Something that is not as it was decided.
+
+    kind: one of vmstackd.host.DRIFT, or "unchecked": a host of a cluster that did not answer. vm: empty where it is
+    about the host. text: what was found, and what to do about it if it has not been repaired; at most MOST_TEXT
+    characters. host: which, if a cluster was asked.
+    """
+
+    kind: str
+    vm: str
+    text: str
+    repaired: bool
+    host: str = ""
+
+
+MOST_FINDINGS, MOST_TEXT = 1000, 500
+"""In one answer, which has its limit of bytes."""
+
+
+class CheckReply(msgspec.Struct, frozen=True):
+    """What a comparison has found, that which is not repaired first; at most MOST_FINDINGS.
+
+    vms: how many were compared. hidden: of these, the running ones whose threads could not be looked at. busy: VMs that
+    were left alone, because they were being changed. left_out: findings that are too many for one answer. hosts: how
+    many of a cluster were compared; 0 where a host answers.
+    """
+
+    findings: tuple[Finding, ...]
+    vms: int
+    hidden: int = 0
+    busy: int = 0
+    left_out: int = 0
+    dry_run: bool = False
+    hosts: int = 0
+
+
 class HostProgress(msgspec.Struct, frozen=True):
     """Of one host of a cluster. progress: None where the VM does not fit, for this reason."""
 
@@ -215,6 +251,7 @@ Reply = (
     Deployed
     | Removed
     | CordonReply
+    | CheckReply
     | ProgressReply
     | StatusReply
     | ListReply

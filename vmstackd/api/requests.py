@@ -66,6 +66,16 @@ class Uncordon(_Request, frozen=True, tag="uncordon"):
     host: str = ""
 
 
+class Check(_Request, frozen=True, tag="check"):
+    """Compare a host with what was decided, and put right what can be. dry_run: only compare.
+
+    Of a cluster without a host: all of them.
+    """
+
+    host: str = ""
+    dry_run: bool = False
+
+
 class Progress(_Request, frozen=True, tag="progress"):
     """Would this VM bring memory per CPU nearer to the hardware's?"""
 
@@ -123,13 +133,13 @@ class HostRemove(_Request, frozen=True, tag="host_remove"):
     host: str
 
 
-HostRequest = Deploy | Remove | Cordon | Uncordon | Progress | Status | List | Describe | Topology
+HostRequest = Deploy | Remove | Cordon | Uncordon | Check | Progress | Status | List | Describe | Topology
 """What a host can be asked; a cluster too."""
 ClusterRequest = Hosts | Demand | HostAdd | HostRemove
 """What only a cluster can be asked."""
 Request = HostRequest | ClusterRequest
 VmChange = Deploy | Remove
-Change = VmChange | Cordon | Uncordon | HostAdd | HostRemove
+Change = VmChange | Cordon | Uncordon | Check | HostAdd | HostRemove
 """Those that change something; all others only read."""
 
 
@@ -156,7 +166,7 @@ def check(request: Request) -> None:
         case Hosts():
             if request.first < 0:
                 raise InvalidRequest("first: must be 0 or more", field="first")
-        case Uncordon() | Status() | List() | Topology() | Demand():
+        case Uncordon() | Check() | Status() | List() | Topology() | Demand():
             pass
     host = getattr(request, "host", "")
     if host:

@@ -93,7 +93,7 @@ def formatter() -> logging.Formatter:
     return _Formatter()
 
 
-_OPERATIONS = frozenset({"deploy", "remove", "cordon", "uncordon", "host_add", "host_remove"})
+_OPERATIONS = frozenset({"deploy", "remove", "cordon", "uncordon", "check", "host_add", "host_remove"})
 _JOURNAL_KEY = re.compile(r"[A-Z0-9_]{1,56}")
 """What may follow VMSTACK_; journald drops other names, and those of more than 64 characters."""
 

@@ -206,7 +206,7 @@ def _log_change(
         request=request_id,
         caller=f"{caller.transport}:{caller.identity}",
         **_asked(request),
-        dry_run="yes" if isinstance(request, requests.VmChange) and request.dry_run else None,
+        dry_run="yes" if getattr(request, "dry_run", False) else None,
         outcome=outcome,
         **_decided(reply),
         why=why or None,
@@ -228,7 +228,7 @@ def _asked(request: requests.Change) -> dict[str, object]:
             return {"vm": request.name}
         case requests.Cordon():
             return {"host": request.host or None, "reason": request.reason or None}
-        case requests.Uncordon() | requests.HostRemove():
+        case requests.Uncordon() | requests.Check() | requests.HostRemove():
             return {"host": request.host or None}
         case requests.HostAdd():
             return {"host": request.name or None, "address": request.address}
@@ -241,5 +241,8 @@ def _decided(reply: replies.Reply | None) -> dict[str, object]:
             return {"host": reply.host or None, "score": score, "cpus": format_cpu_list(reply.cpus)}
         case replies.Removed():
             return {"host": reply.host or None, "released": format_cpu_list(reply.released)}
+        case replies.CheckReply():
+            remaining = sum(not finding.repaired for finding in reply.findings)
+            return {"vms": reply.vms, "found": len(reply.findings) + reply.left_out, "remaining": remaining}
         case _:
             return {}

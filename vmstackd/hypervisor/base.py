@@ -53,8 +53,11 @@ class ObservedVm(msgspec.Struct, frozen=True):
 
     pinned: CPUs that any of its threads may run on: vCPUs, emulator and I/O threads together (all of
     the host's where one of them is not pinned); empty when not running.
+    uneven: whether some of them may run on fewer CPUs than these.
     record: ours, None if absent or malformed. foreign_level: the prototype's metadata, in thousandths.
     unknown: why it could not be looked at, though it is there; then only the name means anything.
+    threads: ids of the threads of its process by the CPUs that the kernel lets them use, whatever the hypervisor
+    says; empty where nobody has looked, or its process cannot be seen.
     """
 
     name: str
@@ -66,6 +69,8 @@ class ObservedVm(msgspec.Struct, frozen=True):
     record: Record | None = None
     foreign_level: int | None = None
     unknown: str = ""
+    uneven: bool = False
+    threads: Mapping[frozenset[int], tuple[int, ...]] = {}
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -113,7 +118,11 @@ class Hypervisor(Protocol):
         """The path to use for a disk image, links resolved. Raises api.errors.InvalidRequest."""
 
     async def observe(self, names: Iterable[str] | None = None) -> list[ObservedVm]:
-        """All VMs, or those of these names that exist; defined ones that do not run included."""
+        """All VMs, or those of these names that exist; defined ones that do not run included.
+
+        Of all VMs the threads are looked for, which takes longer than anything else; of some, only where that has
+        been done before.
+        """
 
     async def measure(self) -> Measured:
         """What all running VMs have used since their start, as far as that can be told without waiting for one.
@@ -134,6 +143,7 @@ class Hypervisor(Protocol):
         """Allow every vCPU, the emulator and the I/O threads on exactly these CPUs.
 
         Returns what is read back of all of them. After an error some of its threads may have been pinned.
+        What the kernel lets other threads of the process do is put right where we may.
         """
 
     async def write_record(self, name: str, record: Record) -> None:

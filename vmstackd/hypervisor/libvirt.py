@@ -40,6 +40,7 @@ from vmstackd.hypervisor.link import Link
 from vmstackd.hypervisor.metadata import NAMESPACE, PREFIX, record_text
 from vmstackd.hypervisor.options import HypervisorOptions
 from vmstackd.hypervisor.qemu_process import QemuProcesses
+from vmstackd.hypervisor.qemu_threads import QemuThreads
 from vmstackd.hypervisor.workers import Workers
 from vmstackd.images import resolve_image
 
@@ -70,10 +71,6 @@ _UNDEFINE_FLAGS = (
 )
 
 
-class _StillThere(Exception):
-    """A VM that was to be given up could not be stopped. The link is well, so it must not count as lost."""
-
-
 class LibvirtHypervisor:
     """See base.Hypervisor. Raises ValueError for an embed root that cannot work."""
 
@@ -86,6 +83,7 @@ class LibvirtHypervisor:
         self._kvm: asyncio.Task[bool] | None = None
         self._shares = True
         self._processes = QemuProcesses()
+        self._threads = QemuThreads()
 
     async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
         """As in base. The first time on an embed root, QEMU is asked what it can do: seconds."""
@@ -131,7 +129,10 @@ class LibvirtHypervisor:
             *(self._link.call(functools.partial(_observe_all, names=part)) for part in parts)
         )
         found = {vm.name: vm for answer in answers for vm in answer}
-        return [found[name] for name in wanted if name in found]
+        seen = [found[name] for name in wanted if name in found]
+        if self._processes_are_elsewhere:
+            return seen
+        return await asyncio.to_thread(_with_threads, seen, self._threads, search=names is None)
 
     async def measure(self) -> Measured:
         """As in base."""
@@ -139,12 +140,6 @@ class LibvirtHypervisor:
 
     async def create(self, definition: VmDefinition) -> None:
         """As in base."""
-        try:
-            await self._create(definition)
-        except _StillThere as error:
-            raise HypervisorUnreachable(str(error)) from error
-
-    async def _create(self, definition: VmDefinition) -> None:
         cpus = definition.record.cpus
         options = await self._domain_options(definition.record.image)
         try:
@@ -165,11 +160,15 @@ class LibvirtHypervisor:
 
     async def pin(self, name: str, cpus: Sequence[int]) -> frozenset[int]:
         """As in base. After an error some of the threads may have been pinned."""
-        return await self._link.call(functools.partial(_pin, name=name, cpus=frozenset(cpus)))
+        return await self._link.call(functools.partial(_pin, name=name, cpus=frozenset(cpus), threads=self._threads))
 
     async def write_record(self, name: str, record: Record) -> None:
         """As in base."""
         await self._link.call(functools.partial(_write_record, name=name, record=record))
+
+    @property
+    def _processes_are_elsewhere(self) -> bool:
+        return self.uri.startswith("test:")
 
     async def _domain_options(self, image: str) -> DomainOptions:
         shares, max_shares = _cgroup_weights()
@@ -337,6 +336,7 @@ def _observe(connection: Connection, domain: Domain) -> ObservedVm:
     facts = _facts(domain)
     maps: list[CpuMap] = []
     pinned: frozenset[int] = frozenset()
+    uneven = False
     if running:
         try:
             maps = domain.vcpus()[1]
@@ -348,8 +348,10 @@ def _observe(connection: Connection, domain: Domain) -> ObservedVm:
         everywhere = frozenset(range(len(maps[0]) if maps else connection.getCPUMap()[0]))
         # No vCPU threads: starting; ending, which libvirt has yet to notice; or one thread for all
         # vCPUs. The definition says where they may be, as it does of all other threads.
-        pinned = _union(maps) or (everywhere if facts.pinned is None else facts.pinned)
-        pinned |= everywhere if facts.others_pinned is None else facts.others_pinned
+        vcpus = _union(maps) or (everywhere if facts.pinned is None else facts.pinned)
+        others = everywhere if facts.others_pinned is None else facts.others_pinned
+        pinned = vcpus | others
+        uneven = len(set(maps)) > 1 or vcpus != others
     return ObservedVm(
         name=domain.name(),
         uuid=domain.UUIDString(),
@@ -359,7 +361,13 @@ def _observe(connection: Connection, domain: Domain) -> ObservedVm:
         pinned=pinned,
         record=facts.record,
         foreign_level=facts.foreign_level,
+        uneven=uneven,
     )
+
+
+def _with_threads(vms: Sequence[ObservedVm], threads: QemuThreads, *, search: bool) -> list[ObservedVm]:
+    found = threads.look([vm.uuid for vm in vms if vm.running and not vm.unknown], search=search)
+    return [msgspec.structs.replace(vm, threads=found[vm.uuid]) if vm.uuid in found else vm for vm in vms]
 
 
 def _facts(domain: Domain) -> DomainFacts:
@@ -376,21 +384,18 @@ def _create_on(connection: Connection, xml: str, cpus: Collection[int]) -> None:
 
 
 def _create(connection: Connection, xml: str) -> None:
-    # Started before it is defined: a VM that does not start leaves no definition, and the name of a
-    # VM that is only defined is refused instead of redefined.
-    domain = connection.createXML(xml)
+    # Defined before it is started: libvirt forgets a running VM whose first definition it cannot write, on a full disk
+    # for one (seen in 9.0), and QEMU runs on. The text has no UUID, so libvirt refuses a name that is taken.
+    domain = connection.defineXML(xml)
     try:
-        # libvirt's own text, because ours has no UUID and would be another VM of the same name.
-        connection.defineXML(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+        domain.create()
     except libvirt.libvirtError as error:
         try:
-            domain.destroy()
+            _undefine(domain)
         except libvirt.libvirtError as second:
-            if _code(second) == libvirt.VIR_ERR_NO_DOMAIN:
-                raise error from None
             if _broken(connection, second):
                 raise
-            raise _StillThere(f"{error}; it was started, and stopping it again failed: {second}") from second
+            raise HypervisorError(f"{error}; it does not run, but is still defined: {second}") from second
         raise
 
 
@@ -422,7 +427,7 @@ def _undefine(domain: Domain) -> None:
             raise
 
 
-def _pin(connection: Connection, name: str, cpus: frozenset[int]) -> frozenset[int]:
+def _pin(connection: Connection, name: str, cpus: frozenset[int], threads: QemuThreads) -> frozenset[int]:
     """What reads back right need not be so in the description, where ``_observe`` finds the threads
     that are not vCPUs; so these are pinned without asking first, and before the vCPUs.
     """
@@ -442,6 +447,7 @@ def _pin(connection: Connection, name: str, cpus: frozenset[int]) -> frozenset[i
         if current != wanted:
             domain.pinVcpu(index, wanted)
             changed = True
+    threads.confine(domain.UUIDString(), cpus)
     return _union([*found, *(domain.vcpus()[1] if changed else maps)])
 
 

@@ -6,6 +6,7 @@ hangs never answers; and as long as libvirt waits there, it refuses to pin that 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -14,8 +15,9 @@ from pathlib import Path
 from core.usage import VmCounters
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-_UTIME, _STIME, _STARTTIME = 11, 12, 19
+_FLAGS, _UTIME, _STIME, _STARTTIME = 6, 11, 12, 19
 """Fields of ``stat`` behind the name of the process, which may hold anything."""
+_PF_NO_SETAFFINITY = 0x04000000
 _RESIDENT = re.compile(rb"^(?:VmRSS|HugetlbPages):\s+(\d+) kB$", re.MULTILINE)
 _VCPU_THREADS = (b"CPU ", b"ALL CPUs/")
 """How QEMU calls them under libvirt: one for each vCPU, or, of an emulated machine, one for all."""
@@ -26,7 +28,7 @@ class QemuProcesses:
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        self._known: dict[str, _Process] = {}
+        self._known: dict[str, QemuProcess] = {}
 
     def counters(self, uuids: Iterable[str]) -> dict[str, VmCounters]:
         """By UUID. Without figures where the process cannot be seen: it has ended, or is hidden from us."""
@@ -34,13 +36,13 @@ class QemuProcesses:
         known = {uuid: process for uuid, process in self._known.items() if uuid in found}
         missing = found.keys() - self._read(known, found)
         if missing:
-            new = self._find(missing)
+            new = find_processes(self._proc, missing)
             self._read(new, found)
             known |= new
         self._known = known
         return found
 
-    def _read(self, processes: Mapping[str, _Process], found: dict[str, VmCounters]) -> set[str]:
+    def _read(self, processes: Mapping[str, QemuProcess], found: dict[str, VmCounters]) -> set[str]:
         """Of which VMs that was possible."""
         read = set()
         for uuid, process in processes.items():
@@ -51,23 +53,24 @@ class QemuProcesses:
             read.add(uuid)
         return read
 
-    def _find(self, uuids: Collection[str]) -> dict[str, _Process]:
-        """The oldest process that says that it is this VM: a younger one may be anybody's."""
-        found: dict[str, _Process] = {}
-        for folder in self._proc.glob("[0-9]*"):
-            try:
-                arguments = (folder / "cmdline").read_bytes().split(b"\0")
-                uuid = arguments[arguments.index(b"-uuid") + 1].decode("ascii")
-                if uuid in uuids:
-                    process = _Process(folder)
-                    if uuid not in found or process.started < found[uuid].started:
-                        found[uuid] = process
-            except (OSError, ValueError, IndexError):
-                continue
-        return found
+
+def find_processes(proc: Path, uuids: Collection[str]) -> dict[str, QemuProcess]:
+    """By UUID, the oldest process that says that it is this VM: a younger one may be anybody's."""
+    found: dict[str, QemuProcess] = {}
+    for folder in proc.glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            uuid = arguments[arguments.index(b"-uuid") + 1].decode("ascii")
+            if uuid in uuids:
+                process = QemuProcess(folder)
+                if uuid not in found or process.started < found[uuid].started:
+                    found[uuid] = process
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
 
 
-class _Process:
+class QemuProcess:
     """Raises OSError, ValueError or IndexError when it is gone. started: in ticks since the machine's start."""
 
     def __init__(self, folder: Path) -> None:
@@ -78,9 +81,7 @@ class _Process:
 
     def counters(self, uuid: str) -> VmCounters:
         """As they are now."""
-        stat = self._stat()
-        if int(stat[_STARTTIME]) != self.started:
-            raise ValueError("another process has its number now")
+        stat = self._own_stat()
         resident = _RESIDENT.findall((self._folder / "status").read_bytes())
         return VmCounters(
             uuid=uuid,
@@ -90,8 +91,32 @@ class _Process:
             started=self.started,
         )
 
+    def thread_cpus(self) -> dict[frozenset[int], tuple[int, ...]]:
+        """Ids of the threads by the CPUs that the kernel lets them use; without those that are the kernel's own."""
+        self._own_stat()
+        found: dict[frozenset[int], list[int]] = {}
+        for task in (self._folder / "task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                found.setdefault(frozenset(os.sched_getaffinity(int(task.name))), []).append(int(task.name))
+        if len(found) > 1:
+            found = {cpus: [thread for thread in ids if self._may_be_moved(thread)] for cpus, ids in found.items()}
+        return {cpus: tuple(ids) for cpus, ids in found.items() if ids}
+
+    def _may_be_moved(self, thread: int) -> bool:
+        """Not so of a worker that the kernel has added to the process, for io_uring for one."""
+        try:
+            return not int(_fields(self._folder / "task" / str(thread))[_FLAGS]) & _PF_NO_SETAFFINITY
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    def _own_stat(self) -> list[bytes]:
+        stat = self._stat()
+        if int(stat[_STARTTIME]) != self.started:
+            raise ValueError("another process has its number now")
+        return stat
+
     def _stat(self) -> list[bytes]:
-        return (self._folder / "stat").read_bytes().rpartition(b")")[2].split()
+        return _fields(self._folder)
 
     def _delay_s(self) -> float | None:
         """None where the kernel does not count it, or no thread is a vCPU's."""
@@ -105,3 +130,8 @@ class _Process:
         except FileNotFoundError:
             return None
         return sum(waited) / 1e9 if waited else None
+
+
+def _fields(folder: Path) -> list[bytes]:
+    """Of the ``stat`` of a process or of a thread, those behind its name."""
+    return (folder / "stat").read_bytes().rpartition(b")")[2].split()

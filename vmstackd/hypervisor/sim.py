@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -46,6 +46,10 @@ class SimHypervisor:
         self._new_uuid = new_uuid
         self._load = SimLoad(topology)
         self._on_event: Callable[[HypervisorEvent], None] | None = None
+        self.strayed: dict[str, Mapping[frozenset[int], tuple[int, ...]]] = {}
+        """What the simulated kernel lets the threads of a VM do, where that is not what the VM says; until it is pinned
+        anew.
+        """
 
     async def open(self, on_event: Callable[[HypervisorEvent], None]) -> None:
         """As in base."""
@@ -68,7 +72,7 @@ class SimHypervisor:
         """As in base."""
         self._check_open()
         wanted = list(self.vms) if names is None else dict.fromkeys(names)
-        return [self.vms[name] for name in wanted if name in self.vms]
+        return [self._seen(self.vms[name], searched=names is None) for name in wanted if name in self.vms]
 
     async def measure(self) -> Measured:
         """As in base."""
@@ -106,7 +110,8 @@ class SimHypervisor:
         if not cpus:
             raise HypervisorError("no CPUs to pin to")
         pinned = frozenset(cpus)
-        self.vms[name] = msgspec.structs.replace(vm, pinned=pinned)
+        self.strayed.pop(name, None)
+        self.vms[name] = msgspec.structs.replace(vm, pinned=pinned, uneven=False)
         return pinned
 
     async def write_record(self, name: str, record: Record) -> None:
@@ -122,6 +127,10 @@ class SimHypervisor:
         """Make a VM be gone, and say that it changed."""
         del self.vms[name]
         self._emit(HypervisorEvent("changed", vm=name))
+
+    def _seen(self, vm: ObservedVm, *, searched: bool) -> ObservedVm:
+        threads = self.strayed.get(vm.name, {vm.pinned: (1,)} if searched else {})
+        return msgspec.structs.replace(vm, threads=threads) if vm.running and threads else vm
 
     def _emit(self, event: HypervisorEvent) -> None:
         if self._on_event is not None:

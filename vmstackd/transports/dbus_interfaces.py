@@ -221,6 +221,16 @@ HOST = Interface(
             "Let the host have new VMs again.",
         ),
         Method(
+            "Check",
+            "b",
+            ("dry_run",),
+            "a{sv}",
+            ("checked",),
+            lambda dry_run: requests.Check(dry_run=dry_run),
+            values.dictionary,
+            f"Compare every VM with what was decided, and put right what can be; with dry_run only compare. {_NAMED}",
+        ),
+        Method(
             "Progress",
             "udd",
             ("vcpus", "memory_gib", "level"),
