@@ -13,11 +13,15 @@ TRACES ?=
 SEEDS ?= 1000
 SEED ?=
 MISTAKE ?=
+# How long make soak runs.
+MINUTES ?= 30
+# Deployments and removals of make faults.
+OPERATIONS ?= 200
 # What make trace writes.
 TRACE ?= results/monitoring.csv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run purge test test-fast check format demo trace bench sizing simulate conformance topologies introspection deb clean
+.PHONY: help setup build run purge test test-fast check format demo trace bench sizing simulate faults soak fuzz conformance topologies introspection deb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -71,6 +75,15 @@ sizing: .venv/ready  ## servers that each host policy needs, for many workloads:
 
 simulate: .venv/ready  ## a cluster under faults on a virtual clock: make simulate SEEDS=10000, or SEED=N for one story
 	@$(PYTHON) -m tests.simulation $(if $(SEED),--seed $(SEED) --mistake "$(MISTAKE)",--seeds $(SEEDS))
+
+soak: .venv/ready  ## a cluster under churn for a long time; memory, descriptors, times, logs stay flat: make soak MINUTES=30
+	@$(PYTHON) -m tests.soak --minutes $(MINUTES)
+
+fuzz: .venv/ready  ## hostile input for all that decodes, a million and more: make fuzz RUNS=20000 for so many of each
+	@$(PYTHON) -m tests.fuzz $(if $(RUNS),--runs $(RUNS))
+
+faults: .venv/ready  ## real VMs while real daemons, disks and networks fail, in containers: make faults SEED=N OPERATIONS=200
+	@$(PYTHON) -m tests.system.faults $(if $(SEED),--seed $(SEED)) --operations $(OPERATIONS)
 
 conformance: .venv/ready  ## replay recorded decisions: make conformance TRACES="FILES"
 	@$(PYTHON) -m tests.conformance $(TRACES)

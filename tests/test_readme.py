@@ -275,7 +275,19 @@ def test_the_table_has_every_make_target() -> None:
     assert sorted(re.findall(r"^\| `make ([a-z-]+)`", README, re.MULTILINE)) == sorted(targets)
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/scale.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "docs/reliability.md",
+        "docs/scale.md",
+        "docs/sizing.md",
+    ],
+)
 def test_links_and_named_files_exist(name: str) -> None:
     path = ROOT / name
     text = path.read_text(encoding="utf-8")

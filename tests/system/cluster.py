@@ -22,6 +22,7 @@ from tests.running import ROOT
 from tests.system.box import Box
 from tests.system.lab import Lab
 from tests.system.network import run_in
+from tests.system.package import IMAGES
 from vmstackctl.__main__ import main as vmstackctl
 from vmstackd.api import requests
 from vmstackd.api.errors import AlreadyExists, NoCapacity, Unavailable, VmstackError
@@ -38,7 +39,7 @@ PYTHON = "/opt/venv/bin/python"
 SETTINGS = "/etc/vmstack"
 STATE = "/srv/vmstack"
 HOSTS_DIR = f"{SETTINGS}/hosts.d"
-IMAGES = "/var/lib/libvirt/images"
+HOST_PORT, GLOBALD_PORT = 8097, 8098
 
 UNIT = """[Unit]
 StartLimitIntervalSec=0
@@ -112,10 +113,13 @@ class Server:
     def configure(self, text: str, files: TlsFiles) -> None:
         """Write its settings, and its certificate."""
         box = self.box
-        lines = [f'{field} = "{SETTINGS}/{self.name}/{place}"' for field, place in _PLACES.items()]
-        box.write(f"{SETTINGS}/{self.name}.toml", "\n".join([*lines, text, ""]))
+        box.write(f"{SETTINGS}/{self.name}.toml", f"{self.tls_settings()}{text}\n")
         box.path(STATE).mkdir(exist_ok=True)
         self.certify(files)
+
+    def tls_settings(self) -> str:
+        """That name its certificate."""
+        return "".join(f'{field} = "{SETTINGS}/{self.name}/{place}"\n' for field, place in _PLACES.items())
 
     def certify(self, files: TlsFiles) -> None:
         """Replace its certificate and key, whether it runs or not."""
@@ -154,6 +158,26 @@ http_port = 0
 socket = "none"
 state_dir = "{STATE}/{server.name}"
 {more}"""
+
+
+def host(box: Box, authority: Authority, name: str, settings: str, port: int = HOST_PORT) -> Server:
+    """A running vmstackd."""
+    server = Server(box, "vmstackd", name, port)
+    server.configure(host_settings(server, settings), authority.host(name, str(box.address)))
+    server.systemctl("enable", "--now")
+    return server
+
+
+def globald_of(box: Box, authority: Authority, hosts: Iterable[Server]) -> Server:
+    """A running globald, with these hosts in its settings."""
+    server = Server(box, "globald", "globald", GLOBALD_PORT)
+    addresses = ", ".join(f'"{host.address}"' for host in hosts)
+    server.configure(
+        f'hosts = [{addresses}]\nhosts_dir = "{HOSTS_DIR}"\ntcp_host = "{box.address}"\n',
+        authority.client("globald", "globald", str(box.address)),
+    )
+    server.systemctl("enable", "--now")
+    return server
 
 
 class Cluster:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -46,6 +47,21 @@ def install(box: Box, config: str = "", cluster_config: str = "") -> None:
     for path, added in ((CONFIG, config), (CLUSTER_CONFIG, cluster_config)):
         if added:
             box.write(path, box.path(path).read_text() + added)
+
+
+def upgrade(box: Box, folder: Path) -> str:
+    """Install the same program as a newer version of the package; returns its file in the box."""
+    tree, deb = folder / "tree", folder / "newer.deb"
+    subprocess.run(["dpkg-deb", "--raw-extract", str(package()), str(tree)], check=True)
+    control = tree / "DEBIAN" / "control"
+    control.write_text(re.sub(r"^Version: (.*)$", r"Version: \1+1", control.read_text(), flags=re.MULTILINE))
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(deb)], check=True, capture_output=True
+    )
+    newer = "/root/newer.deb"
+    box.copy(deb, newer)
+    box.enter("apt-get", "install", "--yes", newer, timeout=BUILD_PATIENCE)
+    return newer
 
 
 def put_images(box: Box, *names: str) -> None:

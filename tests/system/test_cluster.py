@@ -20,6 +20,7 @@ import pytest
 
 from tests.system.box import Box
 from tests.system.cluster import (
+    HOST_PORT,
     HOSTS_DIR,
     PATIENCE,
     PYTHON,
@@ -31,6 +32,8 @@ from tests.system.cluster import (
     Server,
     ctl,
     deploy_all,
+    globald_of,
+    host,
     host_settings,
     insist,
     refusal,
@@ -39,7 +42,7 @@ from tests.system.cluster import (
 )
 from tests.system.lab import Lab, missing
 from tests.system.network import delaying_proxy
-from tests.system.package import put_images
+from tests.system.package import REAL, put_images
 from tests.system.test_box import missing_libvirt
 from vmstackd import wire
 from vmstackd.api import replies, requests, session
@@ -60,7 +63,6 @@ SIMULATED = {
 }
 """Last part of the address, topology: 16, 32 and 64 CPUs."""
 REAL_VMS = tuple(f"real{number}" for number in range(8))
-HOST_PORT, GLOBALD_PORT = 8097, 8098
 SPARE = "10.77.0.15"
 
 
@@ -89,14 +91,8 @@ def cluster(lab: Lab, authority: Authority, operator: TlsFiles) -> Iterator[Clus
         real = boot("real", 14)
         put_images(real, *(f"{name}.qcow2" for name in (*REAL_VMS, "any")))
         real.enter("systemctl", "start", "libvirtd")
-        hosts["real"] = host(real, authority, "real", 'virt_type = "qemu"\ncritical_size = 0\ndbus = "none"\n')
-        globald = Server(boot("globald", 10), "globald", "globald", GLOBALD_PORT)
-        addresses = ", ".join(f'"{server.address}"' for server in hosts.values())
-        globald.configure(
-            f'hosts = [{addresses}]\nhosts_dir = "{HOSTS_DIR}"\ntcp_host = "{globald.box.address}"\n',
-            authority.client("globald", "globald", str(globald.box.address)),
-        )
-        globald.systemctl("enable", "--now")
+        hosts["real"] = host(real, authority, "real", f'{REAL}dbus = "none"\n')
+        globald = globald_of(boot("globald", 10), authority, hosts.values())
         made = Cluster(lab, globald, hosts, operator)
         made.run(lambda: set_cordon(made, "real", on=True))
         yield made
@@ -127,14 +123,6 @@ def _as_new(cluster: Cluster) -> Iterator[None]:
 
 def simulated(shape: str) -> str:
     return f'hypervisor = "sim:"\ntopology = "synthetic:sockets=1,{shape}"\ndbus = "none"\n'
-
-
-def host(box: Box, authority: Authority, name: str, settings: str, port: int = HOST_PORT) -> Server:
-    """A running vmstackd."""
-    server = Server(box, "vmstackd", name, port)
-    server.configure(host_settings(server, settings), authority.host(name, str(box.address)))
-    server.systemctl("enable", "--now")
-    return server
 
 
 async def set_cordon(cluster: Cluster, name: str, *, on: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tests.system.package import (
     put_images,
     show,
     until,
+    upgrade,
 )
 from tests.system.test_box import missing_libvirt
 from tools.example_config import TABLES, example
@@ -75,20 +75,6 @@ def names_in_cluster(box: Box) -> list[str]:
     return sorted(box.enter("vmstackctl", "--cluster", "list", "--output", "name", check=False).stdout.split())
 
 
-def upgrade(box: Box, tmp_path: Path) -> None:
-    """Install the same program as a newer version of the package."""
-    tree = tmp_path / "tree"
-    subprocess.run(["dpkg-deb", "--raw-extract", str(package()), str(tree)], check=True)
-    control = tree / "DEBIAN" / "control"
-    control.write_text(re.sub(r"^Version: (.*)$", r"Version: \1+1", control.read_text(), flags=re.MULTILINE))
-    newer = tmp_path / "newer.deb"
-    subprocess.run(
-        ["dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(newer)], check=True, capture_output=True
-    )
-    box.copy(newer, "/root/newer.deb")
-    box.enter("apt-get", "install", "--yes", "/root/newer.deb", timeout=BUILD_PATIENCE)
-
-
 def test_no_step_of_its_life_touches_a_vm(server: Box, tmp_path: Path) -> None:
     foreign = qemus(server)
     assert len(foreign) == 1
@@ -110,7 +96,7 @@ def test_no_step_of_its_life_touches_a_vm(server: Box, tmp_path: Path) -> None:
     before, globald_before = show(server, "MainPID"), show(server, "MainPID", unit="globald.service")
     uuid = server.path("/var/lib/vmstack/host-uuid").read_text()
     changed = server.path(CONFIG).read_text()
-    upgrade(server, tmp_path)
+    newer = upgrade(server, tmp_path)
     assert show(server, "ActiveState", "UnitFileState") == ["active", "enabled"]
     assert show(server, "MainPID") != before, "the new version runs"
     assert show(server, "ActiveState", "UnitFileState", unit="globald.service") == ["active", "enabled"]
@@ -130,7 +116,7 @@ def test_no_step_of_its_life_touches_a_vm(server: Box, tmp_path: Path) -> None:
         assert server.enter("pgrep", "-x", daemon, check=False).stdout == ""
     assert qemus(server) == running
 
-    server.enter("apt-get", "install", "--yes", "/root/newer.deb", timeout=BUILD_PATIENCE)
+    server.enter("apt-get", "install", "--yes", newer, timeout=BUILD_PATIENCE)
     server.enter("systemctl", "start", "vmstackd")
     assert sorted(vm[0] for vm in call(server, "List")[0]) == ["foreign", "ours"], "found again"
 
