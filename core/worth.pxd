@@ -62,6 +62,7 @@ cdef class Worth:
 
     cdef int measure(self, market) except -1
     cdef int set_scale(self, int which, market, steps, grain) except -1
+    cdef size_t bytes_of(self, uint32_t refused) noexcept nogil
     cdef Table *table_for(self, uint32_t refused) noexcept nogil
     cdef void fill(self, Table *table, int step) noexcept nogil
     cdef void forget(self) noexcept nogil

@@ -7,13 +7,18 @@ fraction of a microsecond.
 
 from libc.math cimport floor
 from libc.stdint cimport int32_t, int64_t, uint32_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from core.host_figures cimport UNIT, Host, Subset, critical_of
 from core.paper_accounting cimport paper_room, paper_widest
 
 from math import gcd
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum: PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+    void *MAP_FAILED
+    void *mmap(void *address, size_t length, int protection, int flags, int descriptor, long offset)
+    int munmap(void *address, size_t length)
 
 # The scarcer resource counts; the other does when it is nearly as scarce.
 SHARPNESS = 64
@@ -116,16 +121,22 @@ cdef class Worth:
     cdef void forget(self) noexcept nogil:
         cdef int k
         for k in range(TABLES):
-            free(self.tables[k].cells)
+            if self.tables[k].cells is not NULL:
+                munmap(self.tables[k].cells, self.bytes_of(self.tables[k].refused))
         memset(self.tables, 0, TABLES * sizeof(Table))
         self.table_count = 0
         self.filled = 0
+
+    cdef size_t bytes_of(self, uint32_t refused) noexcept nogil:
+        """Of a table."""
+        cdef const Scale *scale = self.scales + (refused != 0)
+        return (scale.steps + 1) * <size_t>(scale.grains + 1) * sizeof(double)
 
     cdef Table *table_for(self, uint32_t refused) noexcept nogil:
         """NULL without memory for it."""
         cdef uint32_t at = (refused * <uint32_t>2654435761) >> (32 - TABLE_BITS)
         cdef Table *table
-        cdef const Scale *scale = self.scales + (refused != 0)
+        cdef void *cells
         while self.tables[at].cells is not NULL:
             if self.tables[at].refused == refused:
                 return self.tables + at
@@ -134,10 +145,11 @@ cdef class Worth:
             self.forget()
             return self.table_for(refused)
         table = self.tables + at
-        # Pages that no row is written to take no memory.
-        table.cells = <double *>calloc((scale.steps + 1) * <size_t>(scale.grains + 1), sizeof(double))
-        if table.cells is NULL:
+        # From the kernel itself: pages that no row is written to take no memory, and all of it is given back.
+        cells = mmap(NULL, self.bytes_of(refused), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        if cells == MAP_FAILED:
             return NULL
+        table.cells = <double *>cells
         table.refused = refused
         table.rows = 0
         self.table_count += 1

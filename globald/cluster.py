@@ -45,8 +45,8 @@ AT_ONCE = 64
 """Hosts that are asked at the same time for something that all must tell."""
 PROGRESS = HOST_POLICIES["progress"]
 """What the operation of that name tells, whatever chooses hosts."""
-CHECK_S = 120.0
-"""Seconds that a host gets to compare its VMs and repair what it finds."""
+CHECK_S = 20.0
+"""Seconds that a host gets to compare its VMs and repair what it finds: fewer than vmstackctl waits for all of them."""
 MOST_CHECKED = 1 << 32
 """VMs or findings of one host, that are believed."""
 READ_S = 10.0

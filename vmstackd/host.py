@@ -231,7 +231,7 @@ class Host:
             failure = str(error)
         else:
             if live.pinned != frozenset(cpus):
-                self.drift["pinning"] += 1
+                self.drift["pinning"] += not live.pin_failure
                 failure = f"it reads back as {format_cpu_list(sorted(live.pinned))}"
         finally:
             live.pin_failure = failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from globald.member import State
-from tests.simulation.ledger import Known
+from tests.simulation.ledger import Entry, Known
 from tests.simulation.world import Host, World
 
 
@@ -30,8 +30,19 @@ def _promises(world: World) -> Iterator[str]:
                 yield f"{name} was acknowledged and is lost"
             elif not places[0].machine.domains[name].running:
                 yield f"{name} was acknowledged and does not run"
+            else:
+                yield from _as_acknowledged(name, entry, places[0])
         elif entry.known is Known.GONE and places:
             yield f"{name} was removed, or never ordered, and is on {places[0].name}"
+
+
+def _as_acknowledged(name: str, entry: Entry, host: Host) -> Iterator[str]:
+    domain = host.machine.domains[name]
+    if entry.size is not None and entry.size != (domain.vcpus, domain.memory_mib):
+        yield f"{name} was acknowledged with {entry.size} vCPUs and MiB, and has {domain.vcpus} and {domain.memory_mib}"
+    vm = None if host.engine is None else host.engine.state.vm(name)
+    if entry.level is not None and vm is not None and vm.level != entry.level:
+        yield f"{name} was acknowledged at level {entry.level}, and is at {vm.level}"
 
 
 def _strangers(world: World) -> Iterator[str]:
@@ -61,14 +72,19 @@ def _host(host: Host) -> Iterator[str]:
         yield f"{host.name}: shut off are {sorted(stopped)}, not {sorted(status.stopped)}"
     if state.held and not outside:
         yield f"{host.name}: CPUs {state.held} are held for nobody"
+    if state.held_mib != sum(vm.memory_mib for vm in status.unplaced):
+        yield f"{host.name}: {state.held_mib} MiB are held for {status.unplaced}"
     unexplained = [text for text in status.degraded if "needs" not in text and "outside" not in text]
     if unexplained:
         yield f"{host.name}: {unexplained}"
     for subset in state.subsets:
         for name, vm in subset.vms.items():
             domain = machine.domains[name]
-            if domain.pinned != frozenset(subset.cpus):
-                yield f"{name} runs on {sorted(domain.pinned)}, not on {sorted(subset.cpus)}"
+            if set(domain.threads) != {frozenset(subset.cpus)}:
+                yield f"{name} runs on {[sorted(cpus) for cpus in set(domain.threads)]}, not on {sorted(subset.cpus)}"
+            record = domain.record
+            if record is None or (record.level, record.vcpus, record.memory_mib) != (vm.level, vm.vcpus, vm.memory_mib):
+                yield f"the record of {name} tells {record}, not {vm}"
             if (domain.vcpus, domain.memory_mib) != (vm.vcpus, vm.memory_mib):
                 yield f"{name} has another size than in the accounts"
         records = [record for name in subset.vms if (record := machine.domains[name].record) is not None]

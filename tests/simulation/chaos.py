@@ -50,6 +50,7 @@ class Chaos:
             self._stranger_restarts,
             self._set_clock,
             self._cordon,
+            self._check,
         ]
         self._faults = [kind for kind in kinds if self._chance.random() < 0.5]
 
@@ -112,6 +113,8 @@ class Chaos:
             if world.cluster is not None and world.cluster.members.owners(name):
                 # It exists. After a restart, globald cannot know names on hosts that are silent since.
                 self._begin(self.deploy(name, world.ask))
+        elif kind < 0.69:
+            self._begin(self.remove(chance.choice(there), world.ask, dry_run=True))
         elif kind < 0.72:
             name = chance.choice([*world.ledger.settled(Known.UNCLEAR), *there])
             self._begin(self.remove(name, world.ask))
@@ -138,8 +141,16 @@ class Chaos:
         before = self._world.ledger.begin(name)
         told, new = Known.UNCLEAR, False
         try:
-            await ask(request)
+            reply = await ask(request)
             told, new = (before, False) if dry_run else (Known.THERE, True)
+            if not dry_run:
+                self._world.ledger.sized(name, vcpus, memory, level)
+            if not isinstance(reply, replies.Deployed) or (reply.name, reply.level, reply.dry_run) != (
+                name,
+                level,
+                dry_run,
+            ):
+                self.internal.append(f"{request} was answered {reply}")
         except Died:
             told = before if dry_run else Known.UNCLEAR
         except VmstackError as error:
@@ -149,16 +160,16 @@ class Chaos:
             self._world.ledger.end(name, told, new=new)
             self._world.note(f"deploy {name} {vcpus} {level}: {told.value}{' (dry run)' if dry_run else ''}")
 
-    async def remove(self, name: str, ask: Asks) -> None:
+    async def remove(self, name: str, ask: Asks, *, dry_run: bool = False) -> None:
         """Have a VM removed, and keep in the ledger what is answered."""
-        request = requests.Remove(name=name)
+        request = requests.Remove(name=name, dry_run=dry_run)
         before = self._world.ledger.begin(name)
         told = Known.UNCLEAR
         try:
             await ask(request)
-            told = Known.GONE
+            told = before if dry_run else Known.GONE
         except Died:
-            pass
+            told = before if dry_run else Known.UNCLEAR
         except VmstackError as error:
             self._look_at(error, request)
             unclear = error.details.get("outcome") == "unknown" or isinstance(error, HypervisorFailed | Internal)
@@ -277,8 +288,11 @@ class Chaos:
         if found is not None:
             host, name = found
             domain = host.machine.domains[name]
-            cpus = frozenset(self._chance.sample(sorted(host.machine.topology.cpu_ids), 2))
-            domain.threads = [cpus] * len(domain.threads)
+            if self._chance.random() < 0.5:  # one thread, to one of the CPUs that it may use
+                domain.threads[0] = frozenset({self._chance.choice(sorted(domain.pinned))})
+            else:
+                cpus = frozenset(self._chance.sample(sorted(host.machine.topology.cpu_ids), 2))
+                domain.threads = [cpus] * len(domain.threads)
             domain.level = None
             host.machine.changed("foreign pin", name)
 
@@ -288,6 +302,7 @@ class Chaos:
             host, name = found
             domain = host.machine.domains[name]
             domain.record = domain.level = None  # to whom it belongs is for the daemon to find out
+            self._world.ledger.entries[name].level = None
             host.machine.changed("foreign metadata", name)
 
     def _stranger_restarts(self) -> None:
@@ -308,6 +323,10 @@ class Chaos:
         by = self._chance.choice((-86400.0, -3.0, 3.0, 86400.0))
         self._world.loop.set_wall(by)
         self._world.note(f"clocks are set by {by} s")
+
+    async def _check(self) -> None:
+        with contextlib.suppress(VmstackError, Died):
+            await self._host().ask(requests.Check(dry_run=self._chance.random() < 0.5))
 
     async def _cordon(self) -> None:
         host = self._host()

@@ -16,7 +16,7 @@ class Known(Enum):
 class Entry:
     """One name. asked: orders about it that are not answered. ended: its process has died, by itself or with its host.
 
-    foreign: somebody else has started it.
+    foreign: somebody else has started it. size: vCPUs and MiB as acknowledged, and level, where that is certain.
     """
 
     def __init__(self) -> None:
@@ -27,6 +27,8 @@ class Entry:
         self.died_since = False
         """Since the order that is being answered was given."""
         self.foreign = False
+        self.size: tuple[int, int] | None = None
+        self.level: int | None = None
 
 
 class Ledger:
@@ -55,6 +57,12 @@ class Ledger:
                 entry.ended = entry.died_since
         if not entry.asked:
             entry.overlapped = False
+
+    def sized(self, name: str, vcpus: int, memory_mib: int, level: int) -> None:
+        """What was acknowledged, if nobody else has asked something about it meanwhile."""
+        entry = self.entries[name]
+        certain = not entry.overlapped
+        entry.size, entry.level = ((vcpus, memory_mib), level) if certain else (None, None)
 
     def appeared(self, name: str) -> None:
         """Somebody else has started a VM."""

@@ -424,4 +424,13 @@ def _seen(name: str, domain: Domain, unknown: str) -> ObservedVm:
         pinned=domain.pinned,
         record=domain.record,
         unknown=unknown,
+        uneven=domain.running and len(set(domain.threads)) > 1,
+        threads=_by_cpus(domain) if domain.running else {},
     )
+
+
+def _by_cpus(domain: Domain) -> dict[frozenset[int], tuple[int, ...]]:
+    found: dict[frozenset[int], tuple[int, ...]] = {}
+    for number, cpus in enumerate(domain.threads):
+        found[cpus] = (*found.get(cpus, ()), number)
+    return found

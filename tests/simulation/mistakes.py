@@ -11,14 +11,14 @@ from typing import Any
 
 import msgspec
 
-from core.allocator import free_cpus, plan_deploy, plan_remove
+from core.allocator import free_cpus, hold, plan_deploy, plan_remove
 from core.model import HostState, Plan, Refusal, Subset, Vm
 from core.policy import Policy
 from globald import placing
 from globald.member import Member, Reservation
 from globald.members import Members
 from vmstackd import drift, engine, host, reconcile, watch
-from vmstackd.api import session
+from vmstackd.api import replies, requests, session
 from vmstackd.api.errors import HypervisorFailed, Unavailable, VmstackError
 from vmstackd.hypervisor.base import ObservedVm, Record
 
@@ -171,6 +171,55 @@ def record_of_another_level(replace: Replace) -> None:
     replace(engine, "Record", wrong)
 
 
+def smaller_than_ordered(replace: Replace) -> None:
+    """Every VM is started with one vCPU."""
+
+    async def deploy(self: engine.Engine, request: requests.Deploy) -> replies.Deployed:
+        return await whole(self, msgspec.structs.replace(request, vcpus=1))
+
+    whole = engine.Engine._deploy
+    replace(engine.Engine, "_deploy", deploy)
+
+
+def memory_of_strangers_sold(replace: Replace) -> None:
+    """The memory of VMs that fit nowhere counts as free."""
+
+    def without(state: HostState, cpus: Iterable[int], memory_mib: int) -> HostState:
+        return hold(state, cpus, 0)
+
+    replace(reconcile, "hold", without)
+
+
+def record_of_another_size(replace: Replace) -> None:
+    """What a VM is recorded with is not what it has, and nobody compares the two."""
+
+    def wrong(**fields: Any) -> Record:  # noqa: ANN401
+        return Record(**{**fields, "vcpus": fields["vcpus"] + 1})
+
+    replace(engine, "Record", wrong)
+    replace(drift, "record_fault", lambda *_: "")
+
+
+def trying_does_it(replace: Replace) -> None:
+    """A removal that was only to be tried is carried out."""
+
+    async def remove(self: engine.Engine, request: requests.Remove) -> replies.Removed:
+        return await whole(self, msgspec.structs.replace(request, dry_run=False))
+
+    whole = engine.Engine._remove
+    replace(engine.Engine, "_remove", remove)
+
+
+def half_is_enough(replace: Replace) -> None:
+    """A VM of which some threads only are pinned counts as pinned."""
+
+    def fault(vm: ObservedVm, wanted: frozenset[int]) -> tuple[str, str]:
+        return pins_fault(msgspec.structs.replace(vm, uneven=False, threads={}), wanted)
+
+    pins_fault = drift.pins_fault
+    replace(drift, "pins_fault", fault)
+
+
 MISTAKES: dict[str, Callable[[Replace], None]] = {
     found.__name__.replace("_", "-"): found
     for found in (
@@ -186,6 +235,11 @@ MISTAKES: dict[str, Callable[[Replace], None]] = {
         restart_begins_at_zero,
         untold,
         record_of_another_level,
+        smaller_than_ordered,
+        memory_of_strangers_sold,
+        record_of_another_size,
+        trying_does_it,
+        half_is_enough,
     )
 }
 
