@@ -388,7 +388,8 @@ class SimulatedHypervisor:
         def all_of_them() -> None:
             domain = self._running(name)
             domain.threads = [wanted] * len(domain.threads)
-            domain.level = level
+            # The order of a daemon that is dead says nothing of where a VM without a record belongs.
+            domain.level = level if self.process.alive or domain.record is not None else None
             machine.changed("pin", name)
 
         await self._order("pin", name, [some, all_of_them])
