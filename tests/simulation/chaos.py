@@ -302,7 +302,7 @@ class Chaos:
             host, name = found
             domain = host.machine.domains[name]
             domain.record = domain.level = None  # to whom it belongs is for the daemon to find out
-            self._world.ledger.entries[name].level = None
+            self._world.ledger.erased(name)
             host.machine.changed("foreign metadata", name)
 
     def _stranger_restarts(self) -> None:

@@ -29,6 +29,8 @@ class Entry:
         self.foreign = False
         self.size: tuple[int, int] | None = None
         self.level: int | None = None
+        self.erased = False
+        """Whether its metadata were lost since the last order."""
 
 
 class Ledger:
@@ -42,7 +44,7 @@ class Ledger:
         entry = self.entries.setdefault(name, Entry())
         before = entry.known
         entry.asked += 1
-        entry.died_since = False
+        entry.died_since = entry.erased = False
         entry.overlapped |= entry.asked > 1
         entry.known = Known.UNCLEAR
         return before
@@ -62,7 +64,13 @@ class Ledger:
         """What was acknowledged, if nobody else has asked something about it meanwhile."""
         entry = self.entries[name]
         certain = not entry.overlapped
-        entry.size, entry.level = ((vcpus, memory_mib), level) if certain else (None, None)
+        entry.size = (vcpus, memory_mib) if certain else None
+        entry.level = level if certain and not entry.erased else None
+
+    def erased(self, name: str) -> None:
+        """Its metadata are lost, and with them its level, should its daemon die now."""
+        entry = self.entries[name]
+        entry.level, entry.erased = None, True
 
     def appeared(self, name: str) -> None:
         """Somebody else has started a VM."""
