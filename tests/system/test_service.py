@@ -460,7 +460,7 @@ def test_it_checks_the_threads_of_vms(host: Box) -> None:
 
     until(lambda: show(host, "StatusText") == ["0 VMs, 2 of 2 CPUs free"], "libvirt has not come")
     assert deploy(host, "web", 1, 1.0) == [0]
-    assert deploy(host, "mail", 1, 1.0) == [0, 1]  # and web with it, but for its helpers
+    assert deploy(host, "mail", 1, 1.0, image="b") == [0, 1]  # and web with it, but for its helpers
     assert check() == []
     host.enter("virsh", "vcpupin", "web", "0", "1", "--live")
     assert check() == [("pinning", "web", True)]
