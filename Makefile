@@ -74,7 +74,7 @@ sizing: .venv/ready  ## servers that each host policy needs, for many workloads:
 	@$(PYTHON) -m benchmarks.sizing $(ARGS)
 
 simulate: .venv/ready  ## a cluster under faults on a virtual clock: make simulate SEEDS=10000, or SEED=N for one story
-	@$(PYTHON) -m tests.simulation $(if $(SEED),--seed $(SEED) --mistake "$(MISTAKE)",--seeds $(SEEDS))
+	@$(PYTHON) -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) --mistake "$(MISTAKE)"
 
 soak: .venv/ready  ## a cluster under churn for a long time; memory, descriptors, times, logs stay flat: make soak MINUTES=30
 	@$(PYTHON) -m tests.soak --minutes $(MINUTES)

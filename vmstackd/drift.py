@@ -67,7 +67,9 @@ def of_vms(
             yield Found("resized", name, f"it has {_size(now)} instead of {_size(before)}, and is counted as such")
     for name, vm in adopted.items():
         if name not in gone:
-            yield Found("adopted", name, f"it runs without being in the accounts: placed at level {_level(vm.level)}")
+            yield Found(
+                "adopted", name, f"it runs without being in the accounts: placed at level {format_level(vm.level)}"
+            )
     for name in sorted(result.stopped - host.stopped - gone):
         if judged(name):
             yield Found("stopped", name, "it is defined but shut off; its name is taken")
@@ -121,7 +123,7 @@ def of_host(host: Host, running: Sequence[ObservedVm], known: frozenset[str]) ->
         )
     for level in host_status(state).levels:
         if level.degraded:
-            text = f"level {_level(level.level)} has {level.cpus} CPUs and needs {level.needed}"
+            text = f"level {format_level(level.level)} has {level.cpus} CPUs and needs {level.needed}"
             yield Found(
                 "owed",
                 "",
@@ -145,7 +147,7 @@ def of_host(host: Host, running: Sequence[ObservedVm], known: frozenset[str]) ->
         if subset.level in calm and len(told) == len(subset.vms):
             newest = max(told, key=lambda record: record.generation)
             if newest.cpus != subset.cpus:
-                text = f"the newest record of level {_level(subset.level)} tells CPUs {_cpus(newest.cpus)}, "
+                text = f"the newest record of level {format_level(subset.level)} tells CPUs {_cpus(newest.cpus)}, "
                 text += f"not {_cpus(subset.cpus)}"
                 yield _record("", text, subset, old=text in known)
 
@@ -191,7 +193,7 @@ def record_fault(vm: Vm, subset: Subset, record: Record | None, generation: int)
     if record is None:
         return "its metadata have no record that can be read"
     if record.level != vm.level:
-        return f"its record tells level {_level(record.level)}, not {_level(vm.level)}"
+        return f"its record tells level {format_level(record.level)}, not {format_level(vm.level)}"
     if (record.vcpus, record.memory_mib) != (vm.vcpus, vm.memory_mib):
         return f"its record tells {_size(record)}, not {_size(vm)}"
     if record.generation > generation:
@@ -219,10 +221,6 @@ def _pins(seen: ObservedVm, live: LiveVm, subset: Subset, cpus: frozenset[int], 
 def _record(vm: str, text: str, subset: Subset, *, old: bool) -> Found:
     advice = "it could not be written: the log of vmstackd tells why; it is tried again by itself"
     return Found("record", vm, text, advice, old=old, level=subset.level)
-
-
-def _level(level: int) -> str:
-    return format_level(level)
 
 
 def _size(vm: Vm | ObservedVm | Record) -> str:

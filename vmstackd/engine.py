@@ -377,7 +377,6 @@ class Engine(Operations):
             raise Unavailable(f"the hypervisor {self._host.hypervisor.uri} cannot be asked: {error}") from error
         except HypervisorError as error:
             raise HypervisorFailed(f"the hypervisor does not tell what it runs: {error}") from error
-        look = checked.look
         findings = [
             replies.Finding(
                 kind=found.kind,
@@ -389,9 +388,9 @@ class Engine(Operations):
         ]
         return replies.CheckReply(
             findings=tuple(findings[: replies.MOST_FINDINGS]),
-            vms=look.vms,
-            hidden=sum(not vm.threads for vm in look.running),
-            busy=len(look.ignore),
+            vms=checked.vms,
+            hidden=checked.hidden,
+            busy=checked.busy,
             left_out=max(0, len(findings) - replies.MOST_FINDINGS),
             dry_run=dry_run,
         )

@@ -44,12 +44,17 @@ class Look(msgspec.Struct, frozen=True):
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """What looking at all VMs has found: each with whether it is repaired. at: seconds since 1970; seconds: it took."""
+    """What looking at all VMs has found: each with whether it is repaired. at: seconds since 1970; seconds: it took.
+
+    vms, hidden, busy: as in CheckReply.
+    """
 
     at: float
     seconds: float
     findings: tuple[tuple[Found, bool], ...]
-    look: Look
+    vms: int
+    hidden: int
+    busy: int
 
     @property
     def remaining(self) -> int:
@@ -69,8 +74,6 @@ class Watch:
         self._running = asyncio.Lock()
         self._repairing = asyncio.Lock()
         """Held until what was found is repaired too, by those who look at more than one VM."""
-        self._known: frozenset[str] = frozenset()
-        """What was found about the host the last time."""
         self.last: Checked | None = None
         """The last look at all VMs."""
 
@@ -103,7 +106,7 @@ class Watch:
         if dry_run:
             async with self._repairing, self._running:
                 look = await self._look(None)
-            return Checked(time.time(), time.monotonic() - begin, tuple((found, False) for found in look.found), look)
+            return _checked(begin, look, tuple((found, False) for found in look.found))
         await self.compare(None)
         assert self.last is not None  # noqa: S101  compare has just set it
         return self.last
@@ -149,8 +152,7 @@ class Watch:
         host.free_unpinned()
         findings = await self._outcome(look.found) if learned else ()
         if names is None:
-            self._known = frozenset(found.text for found, _ in findings if not found.vm)
-            self.last = Checked(time.time(), time.monotonic() - begin, findings, look)
+            self.last = _checked(begin, look, findings)
 
     async def _look(self, names: frozenset[str] | None) -> Look:
         """Changes nothing that anybody sees."""
@@ -180,7 +182,8 @@ class Watch:
         unseen = {name: why for name, why in unknown.items() if judged(name)}
         found = [*drift.of_vms(host, running, unseen, result, judged)]
         if names is None:
-            found += drift.of_host(host, running, self._known)
+            known = () if self.last is None else self.last.findings
+            found += drift.of_host(host, running, frozenset(one.text for one, _ in known if not one.vm))
         return Look(running, unknown, ignore, result, tuple(found), len(observed))
 
     def _count(self, look: Look) -> None:
@@ -305,6 +308,18 @@ class Watch:
         while True:
             await asyncio.sleep(self._period)
             self._look_at_everything()
+
+
+def _checked(begin: float, look: Look, findings: tuple[tuple[Found, bool], ...]) -> Checked:
+    """begin: of the clock that never goes back."""
+    return Checked(
+        at=time.time(),
+        seconds=time.monotonic() - begin,
+        findings=findings,
+        vms=look.vms,
+        hidden=sum(not vm.threads for vm in look.running),
+        busy=len(look.ignore),
+    )
 
 
 def _tell(host: Host, result: Reconciliation, found: list[Vm], unplaced_before: Mapping[str, UnplacedVm]) -> None:

@@ -73,6 +73,8 @@ def show(seed: int, mistake: str) -> int:
 def main(seeds: int, first: int, seed: int | None, mistake: str) -> None:
     """Simulate hosts and globald under faults; exits with 1 if anything is wrong in the end."""
     if seed is None:
+        if mistake:
+            raise click.UsageError("a mistake is for one story: add its seed")
         sys.exit(min(1, run(first, seeds)))
     if os.environ.get("PYTHONHASHSEED") != "0":  # else it would be another story
         os.environ["PYTHONHASHSEED"] = "0"

@@ -23,8 +23,7 @@ class Stuck(Exception):
 class Process:
     """What is killed together. context: everything that it does runs there."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self) -> None:
         self.dead = asyncio.Event()
         self.context = contextvars.copy_context()
         self.context.run(_process.set, self)

@@ -16,7 +16,7 @@ class Known(Enum):
 class Entry:
     """One name. asked: orders about it that are not answered. ended: its process has died, by itself or with its host.
 
-    foreign: somebody else has started it. size: vCPUs and MiB as acknowledged, and level, where that is certain.
+    size: vCPUs and MiB as acknowledged, and level, where that is certain.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,6 @@ class Entry:
         self.ended = False
         self.died_since = False
         """Since the order that is being answered was given."""
-        self.foreign = False
         self.size: tuple[int, int] | None = None
         self.level: int | None = None
         self.erased = False
@@ -75,7 +74,7 @@ class Ledger:
     def appeared(self, name: str) -> None:
         """Somebody else has started a VM."""
         entry = self.entries[name] = Entry()
-        entry.known, entry.foreign = Known.THERE, True
+        entry.known = Known.THERE
 
     def died(self, name: str) -> None:
         """Its process has ended, and nobody of ours has ended it."""

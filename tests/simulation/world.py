@@ -87,7 +87,7 @@ class Host:
         """The daemon, unless it runs or the machine is off."""
         if self.process is not None or not self.machine.powered:
             return
-        process = self.process = Process(self.name)
+        process = self.process = Process()
         self.machine.forget_levels()
         await self._ends(process, process.run(self._begin(process)))
 
@@ -231,7 +231,7 @@ class World:
     async def start_globald(self) -> None:
         """Unless it runs."""
         if self.process is None:
-            process = self.process = Process(GLOBALD)
+            process = self.process = Process()
             await process.run(self._begin_globald())
 
     async def _begin_globald(self) -> None:
